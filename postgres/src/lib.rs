@@ -1,0 +1,20 @@
+//! PostgreSQL's own formats, parsed into types that cannot be wrong.
+//!
+//! The crate is pure: it opens no file, reads no clock and prints nothing. Everything that arrives from disk or from
+//! the network is checked here, once, and a short or hostile input gives an error, never a panic. Facts are those of
+//! PostgreSQL 13 to 18 on little-endian machines.
+
+#![warn(missing_docs)]
+
+mod history;
+mod lsn;
+mod segment;
+mod system_identifier;
+mod text_serde;
+mod timeline;
+
+pub use history::{HistoryEntry, HistoryError, TimelineHistory};
+pub use lsn::{Lsn, LsnParseError};
+pub use segment::{SegmentName, SegmentSize, SegmentSizeError, WalFileName, WalFileNameError};
+pub use system_identifier::{SystemIdentifier, SystemIdentifierParseError};
+pub use timeline::{TimelineId, TimelineParseError};
