@@ -1,0 +1,5 @@
+//! Proves that the harness works, so that a whole-system test that fails means pgark and not its surroundings.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod postgres_server;
