@@ -1,1 +1,29 @@
-//! (being written)
+//! How pgark keeps backups and WAL: the only code that knows keys, codecs and stores.
+//!
+//! Everything above talks to a [`ClusterRepository`]: one cluster's place in one repository, a local
+//! directory or object storage. Objects are created once and never rewritten. This crate never prints,
+//! never reads the environment and never talks to PostgreSQL. `docs/repository-format.md` describes
+//! every object byte for byte.
+#![warn(missing_docs)]
+
+mod backup_id;
+mod cluster;
+mod compression;
+mod digest;
+mod encryption;
+mod error;
+mod keys;
+mod store;
+mod wal_archive;
+
+pub use backup_id::{BackupId, BackupIdError, BackupKind};
+pub use cluster::{ClusterRepository, OpenedObject, Repository, read_failure};
+pub use compression::FRAME_BYTES;
+pub use digest::RawDigest;
+pub use encryption::{Identities, Recipients, generate_key_pair};
+pub use error::{ErrorKind, RepositoryError, Result};
+pub use keys::{ClusterKeys, ObjectKey, Sealing, is_cluster_name, wal_file_of};
+pub use store::{
+    Creation, Credentials, ListedObject, ObjectReader, ObjectWriter, RepositoryOptions, Store, StoredObject,
+};
+pub use wal_archive::{PreparedWalFile, WalInventory, WalStored};

@@ -1,0 +1,174 @@
+//! Reading a stored object from blocking code, with seeks: the local file itself, or ranges of a
+//! remote object of which the next is fetched ahead.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::{Store, blocking, io_failure};
+use crate::error::{RepositoryError, Result};
+use crate::keys::ObjectKey;
+
+/// Bytes of one range request.
+const RANGE_BYTES: u64 = 4 << 20;
+
+/// A stored object, as `Read + Seek` for blocking threads. Never use it on an async thread.
+///
+/// Errors carry a [`RepositoryError`] as their inner error.
+#[derive(Debug)]
+pub struct ObjectReader {
+    size: u64,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Local(BufReader<File>),
+    Remote(Box<RangeReader>),
+}
+
+#[derive(Debug)]
+struct RangeReader {
+    store: Store,
+    key: ObjectKey,
+    size: u64,
+    position: u64,
+    current: (u64, Bytes),
+    ahead: Option<(u64, JoinHandle<Result<Bytes>>)>,
+    runtime: Handle,
+}
+
+impl ObjectReader {
+    pub(super) async fn open(store: Store, key: ObjectKey) -> Result<Self> {
+        if let Some(directory) = &store.directory {
+            let path = store.local_path(directory, &key);
+            let opened = blocking({
+                let path = path.clone();
+                move || {
+                    let file = File::open(path)?;
+                    let size = file.metadata()?.len();
+                    Ok((file, size))
+                }
+            })
+            .await;
+            return match opened {
+                Ok((file, size)) => {
+                    Ok(Self { size, source: Source::Local(BufReader::with_capacity(1 << 18, file)) })
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    Err(RepositoryError::NotFound { repository: store.name().to_owned(), key })
+                }
+                Err(source) => Err(io_failure("read", &path, source)),
+            };
+        }
+        let Some(size) = store.size(&key).await? else {
+            return Err(RepositoryError::NotFound { repository: store.name().to_owned(), key });
+        };
+        let reader = RangeReader {
+            store,
+            key,
+            size,
+            position: 0,
+            current: (0, Bytes::new()),
+            ahead: None,
+            runtime: Handle::current(),
+        };
+        Ok(Self { size, source: Source::Remote(Box::new(reader)) })
+    }
+
+    /// The object's stored size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl RangeReader {
+    fn fetch(&self, offset: u64) -> JoinHandle<Result<Bytes>> {
+        let length = RANGE_BYTES.min(self.size - offset);
+        let (store, key) = (self.store.clone(), self.key.clone());
+        self.runtime.spawn(async move { store.read_range(&key, offset, length).await })
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        let wanted = self.position;
+        let task = match self.ahead.take() {
+            Some((offset, task)) if offset == wanted => task,
+            other => {
+                if let Some((_, task)) = other {
+                    task.abort();
+                }
+                self.fetch(wanted)
+            }
+        };
+        let bytes = self
+            .runtime
+            .block_on(task)
+            .map_err(io::Error::other)?
+            .map_err(io::Error::other)?;
+        let next = wanted + bytes.len() as u64;
+        self.current = (wanted, bytes);
+        if next < self.size {
+            self.ahead = Some((next, self.fetch(next)));
+        }
+        Ok(())
+    }
+}
+
+impl Read for RangeReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.position >= self.size || buffer.is_empty() {
+            return Ok(0);
+        }
+        let inside = |(start, bytes): &(u64, Bytes), position: u64| {
+            position >= *start && position < start + bytes.len() as u64
+        };
+        if !inside(&self.current, self.position) {
+            self.fill()?;
+        }
+        let (start, bytes) = &self.current;
+        let from = usize::try_from(self.position - start).map_err(io::Error::other)?;
+        let count = buffer.len().min(bytes.len() - from);
+        buffer[..count].copy_from_slice(&bytes[from..from + count]);
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl Drop for RangeReader {
+    fn drop(&mut self) {
+        if let Some((_, task)) = self.ahead.take() {
+            task.abort();
+        }
+    }
+}
+
+impl Read for ObjectReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.source {
+            Source::Local(file) => file.read(buffer),
+            Source::Remote(reader) => reader.read(buffer),
+        }
+    }
+}
+
+impl Seek for ObjectReader {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        match &mut self.source {
+            Source::Local(file) => file.seek(to),
+            Source::Remote(reader) => {
+                let target = match to {
+                    SeekFrom::Start(offset) => Some(offset),
+                    SeekFrom::End(offset) => reader.size.checked_add_signed(offset),
+                    SeekFrom::Current(offset) => reader.position.checked_add_signed(offset),
+                };
+                reader.position = target
+                    .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start"))?;
+                Ok(reader.position)
+            }
+        }
+    }
+}

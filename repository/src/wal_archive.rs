@@ -1,0 +1,287 @@
+//! Archived WAL: segments, partial segments, backup history files and timeline histories.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read, Write};
+
+use bytes::Bytes;
+use pgark_postgres::{SegmentName, TimelineHistory, TimelineId, WalFileName};
+use sha2::{Digest, Sha256};
+
+use crate::cluster::{ClusterRepository, read_failure};
+use crate::compression::{compress_segment, digest_of_note};
+use crate::digest::RawDigest;
+use crate::encryption::read_note;
+use crate::error::{RepositoryError, Result};
+use crate::keys::{ObjectKey, Sealing, wal_file_of};
+use crate::store::Creation;
+
+/// Bytes at the beginning of an encrypted object that surely hold its header.
+const HEADER_BYTES: u64 = 16 << 10;
+/// No history or backup history file is larger.
+const SMALL_FILE_LIMIT: u64 = 16 << 20;
+
+/// A file that is ready to be stored, in as many repositories as there are.
+#[derive(Debug, Clone)]
+pub struct PreparedWalFile {
+    name: WalFileName,
+    digest: RawDigest,
+    content: Bytes,
+}
+
+impl PreparedWalFile {
+    /// Digests and compresses a file, on up to `threads` threads. Blocking.
+    ///
+    /// # Errors
+    /// When zstd fails.
+    pub fn prepare(name: WalFileName, raw: &[u8], level: i32, threads: usize) -> io::Result<Self> {
+        if matches!(name, WalFileName::History(_) | WalFileName::BackupHistory { .. }) {
+            let content = Bytes::copy_from_slice(raw);
+            return Ok(Self { name, digest: RawDigest::of(raw), content });
+        }
+        // The digest must stand in front of the content, so the content is compressed behind an empty
+        // place of the note's size at the same time.
+        let placeholder = RawDigest { sha256: [0; 32], size: raw.len() as u64 };
+        let (digest, content) = std::thread::scope(|scope| {
+            let digest = scope.spawn(|| RawDigest::of(raw));
+            let content = compress_segment(raw, level, &placeholder, threads);
+            (digest.join(), content)
+        });
+        let digest = digest.map_err(|_| io::Error::other("the digest thread died"))?;
+        let content = crate::compression::with_digest(content?, &digest);
+        Ok(Self { name, digest, content: content.into() })
+    }
+
+    /// The file's name.
+    #[must_use]
+    pub fn name(&self) -> &WalFileName {
+        &self.name
+    }
+
+    /// What identifies its raw content.
+    #[must_use]
+    pub fn digest(&self) -> &RawDigest {
+        &self.digest
+    }
+}
+
+/// How storing a WAL file ended, when it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WalStored {
+    /// It is new.
+    New,
+    /// The same content was there already, and is durable.
+    AlreadyThere,
+}
+
+impl ClusterRepository {
+    /// Stores a WAL file; durable on return.
+    ///
+    /// # Errors
+    /// `Conflict` when the name is taken by other content, which stays as it is; `Damaged` when the
+    /// same content was there but is not whole; or when the store refuses or cannot be reached.
+    pub async fn store_wal_file(&self, file: &PreparedWalFile) -> Result<WalStored> {
+        // The other form may be there from before encryption was turned on or off.
+        let sealing = self.sealing();
+        let other = match sealing {
+            Sealing::Plain => Sealing::Age,
+            Sealing::Age => Sealing::Plain,
+        };
+        let other_key = self.keys().wal_file(&file.name, other);
+        if let Some(size) = self.store().size(&other_key).await? {
+            return self.compare_wal_file(&other_key, size, file).await;
+        }
+        let key = self.keys().wal_file(&file.name, sealing);
+        let bytes = match sealing {
+            Sealing::Plain => file.content.clone(),
+            Sealing::Age => self
+                .recipients()
+                .encrypt_bytes(&file.content, &file.digest)
+                .map_err(|error| RepositoryError::Input(format!("encrypting {key} failed: {error}")))?,
+        };
+        match self.store().create(&key, bytes).await? {
+            Creation::Created => Ok(WalStored::New),
+            Creation::Identical => Ok(WalStored::AlreadyThere),
+            Creation::Different => {
+                let size = self.store().size(&key).await?.unwrap_or(0);
+                self.compare_wal_file(&key, size, file).await
+            }
+        }
+    }
+
+    /// Settles whether an object that was there holds the same file, wholly.
+    async fn compare_wal_file(
+        &self,
+        key: &ObjectKey,
+        size: u64,
+        file: &PreparedWalFile,
+    ) -> Result<WalStored> {
+        let digest = match Sealing::of(key) {
+            Sealing::Age => {
+                let head = self.store().read_range(key, 0, size.min(HEADER_BYTES)).await?;
+                let note = read_note(&head[..]).map_err(|error| self.store().damaged(key, error.to_string()))?;
+                let Some((note, whole)) = note else {
+                    return Err(self.store().damaged(key, "its header does not say what it holds"));
+                };
+                if whole != size {
+                    let reason = format!("it has {size} bytes and should have {whole}");
+                    return Err(self.store().damaged(key, reason));
+                }
+                note.digest
+            }
+            Sealing::Plain => self.read_wal_object(key.clone(), file.name, io::sink()).await?.1,
+        };
+        if digest != file.digest {
+            return Err(RepositoryError::Conflict {
+                repository: self.name().to_owned(),
+                key: key.clone(),
+            });
+        }
+        self.store().settle(key).await?;
+        Ok(WalStored::AlreadyThere)
+    }
+
+    /// Whether a WAL file is in the repository, encrypted or not.
+    ///
+    /// # Errors
+    /// When the store refuses or cannot be reached: then nothing is known.
+    pub async fn has_wal_file(&self, name: &WalFileName) -> Result<bool> {
+        Ok(self.find_wal_file(name).await?.is_some())
+    }
+
+    async fn find_wal_file(&self, name: &WalFileName) -> Result<Option<ObjectKey>> {
+        let first = self.sealing();
+        let second = if first == Sealing::Plain { Sealing::Age } else { Sealing::Plain };
+        for sealing in [first, second] {
+            let key = self.keys().wal_file(name, sealing);
+            if self.store().size(&key).await?.is_some() {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes a WAL file's raw content to `output`, checked against the digest that was stored with
+    /// it, and gives `output` back. `None` means that the store proved that it is not there.
+    ///
+    /// # Errors
+    /// `Damaged`, `NoKey`, or when the store or `output` fails; `output` may hold a part then.
+    pub async fn fetch_wal_file<W: Write + Send + 'static>(
+        &self,
+        name: &WalFileName,
+        output: W,
+    ) -> Result<Option<W>> {
+        let Some(key) = self.find_wal_file(name).await? else { return Ok(None) };
+        Ok(Some(self.read_wal_object(key, *name, output).await?.0))
+    }
+
+    async fn read_wal_object<W: Write + Send + 'static>(
+        &self,
+        key: ObjectKey,
+        name: WalFileName,
+        output: W,
+    ) -> Result<(W, RawDigest)> {
+        let object = self.open_object(&key).await?;
+        let store = self.store().clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let compressed = matches!(name, WalFileName::Segment(_) | WalFileName::Partial(_));
+            let read = if compressed { copy_segment(object, output) } else { copy_small(object, output) };
+            read.map_err(|failure| match failure {
+                CopyFailure::Read(error) => read_failure(&store, &key, error),
+                CopyFailure::Write(source) => RepositoryError::Io {
+                    operation: "write",
+                    path: name.to_string(),
+                    source,
+                },
+            })
+        });
+        task.await.unwrap_or_else(|error| Err(RepositoryError::Input(error.to_string())))
+    }
+
+    /// Everything that is archived, from one listing.
+    ///
+    /// # Errors
+    /// When the store refuses or cannot be reached.
+    pub async fn wal_inventory(&self) -> Result<WalInventory> {
+        let mut inventory = WalInventory::default();
+        for listed in self.store().list(&self.keys().wal()).await? {
+            match wal_file_of(&listed.key) {
+                Some((WalFileName::Segment(segment), _)) => {
+                    inventory.segments.insert(segment, listed.size);
+                }
+                Some((WalFileName::History(timeline), _)) => {
+                    inventory.histories.insert(timeline);
+                }
+                Some((WalFileName::Partial(_) | WalFileName::BackupHistory { .. }, _)) | None => {}
+            }
+        }
+        Ok(inventory)
+    }
+
+    /// Reads a timeline's history; timeline 1 has none and needs none.
+    ///
+    /// # Errors
+    /// `Damaged` when it does not parse; or as [`ClusterRepository::fetch_wal_file`].
+    pub async fn timeline_history(&self, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
+        if timeline.get() == 1 {
+            return Ok(Some(TimelineHistory::first()));
+        }
+        let name = WalFileName::History(timeline);
+        let Some(content) = self.fetch_wal_file(&name, Vec::new()).await? else { return Ok(None) };
+        TimelineHistory::parse(timeline, &content).map(Some).map_err(|error| {
+            self.store().damaged(&self.keys().wal_file(&name, self.sealing()), error.to_string())
+        })
+    }
+}
+
+/// What is archived.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WalInventory {
+    /// Whole segments with their stored size in bytes, in order of timeline and position.
+    pub segments: BTreeMap<SegmentName, u64>,
+    /// Timelines whose history is there.
+    pub histories: BTreeSet<TimelineId>,
+}
+
+enum CopyFailure {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+fn copy_segment<W: Write>(
+    mut object: impl Read,
+    output: W,
+) -> std::result::Result<(W, RawDigest), CopyFailure> {
+    // The note is small: what was read of it is put back in front for zstd, which skips it.
+    let mut head = Vec::new();
+    (&mut object).take(256).read_to_end(&mut head).map_err(CopyFailure::Read)?;
+    let expected = digest_of_note(&head[..]).map_err(CopyFailure::Read)?;
+    let decoder = zstd::Decoder::new(io::Cursor::new(head).chain(object)).map_err(CopyFailure::Read)?;
+    let (output, found) = copy(decoder, output)?;
+    if expected.is_some_and(|expected| expected != found) {
+        let error = io::Error::new(io::ErrorKind::InvalidData, "its content does not match its digest");
+        return Err(CopyFailure::Read(error));
+    }
+    Ok((output, found))
+}
+
+fn copy_small<W: Write>(object: impl Read, output: W) -> std::result::Result<(W, RawDigest), CopyFailure> {
+    copy(object.take(SMALL_FILE_LIMIT), output)
+}
+
+fn copy<W: Write>(mut input: impl Read, mut output: W) -> std::result::Result<(W, RawDigest), CopyFailure> {
+    let mut sha256 = Sha256::new();
+    let mut size = 0;
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        let read = match input.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(CopyFailure::Read(error)),
+        };
+        sha256.update(&buffer[..read]);
+        output.write_all(&buffer[..read]).map_err(CopyFailure::Write)?;
+        size += read as u64;
+    }
+    Ok((output, RawDigest { sha256: sha256.finalize().into(), size }))
+}
