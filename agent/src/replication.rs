@@ -1,0 +1,33 @@
+//! A client of PostgreSQL's streaming replication protocol.
+//!
+//! It speaks what tokio-postgres cannot: a physical replication session (`replication=true`), `BASE_BACKUP` and
+//! `START_REPLICATION`. Messages are framed here, with a bound on every length, because notices and parameter reports
+//! may stand between any two messages and because CopyBoth has no place in postgres-protocol. Two rules hold
+//! everywhere: text that comes from the server is bytes until it is checked, and the end of the connection before
+//! ReadyForQuery is a failure, never the end of the data.
+
+mod authentication;
+mod base_backup;
+mod commands;
+mod connection;
+mod connection_string;
+mod error;
+mod field_reader;
+mod literal;
+mod message;
+mod options;
+mod password_file;
+mod transport;
+mod wal_stream;
+
+pub use base_backup::{
+    ArchiveName, BackupEnd, BackupMessage, BackupStart, BaseBackupOptions, BaseBackupStream,
+    Tablespace,
+};
+pub use commands::{SlotKind, SystemIdentification, TimelineHistoryFile};
+pub use connection::ReplicationConnection;
+pub use connection_string::ConnectionStringError;
+pub use error::{ReplicationError, ServerError};
+pub use literal::LiteralError;
+pub use options::{ConnectionOptions, Endpoint, Host, Keepalive, Password, SslMode, os_user_name};
+pub use wal_stream::{TimelineEnd, WalMessage, WalStream};

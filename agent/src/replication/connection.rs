@@ -1,0 +1,380 @@
+//! A physical replication session: start-up, framing, and the simple-query commands under everything else.
+//!
+//! No `client_encoding` is sent: a physical session passes raw bytes, and with UTF-8 one odd tablespace path would end
+//! a backup in the middle. Receiving is cancel-safe: bytes stay in the buffers, so `receive` may stand in `select!`.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use bytes::{Buf, Bytes, BytesMut};
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::authentication::Login;
+use super::error::{ReplicationError, ServerError, sqlstate};
+use super::message::{BackendMessage, Phase, Taken, take_message};
+use super::options::{ConnectionOptions, Host, SslMode};
+use super::transport::Transport;
+
+/// One read buffer, handed out in slices and used again as soon as all of them are dropped. Larger than what a socket
+/// holds, so that a read takes all that is there; small enough to stay in the processor's cache.
+const READ_BUFFER_LEN: usize = 1 << 20;
+
+/// Below this much free space the buffer is turned over before the next read.
+const MIN_READ_LEN: usize = 128 << 10;
+
+/// Result sets here have a row a tablespace at most.
+const MAX_ROWS: usize = 100_000;
+
+/// The server must not end a session that waits while a backup is uploaded. A setting of the user's own comes after
+/// this one and wins.
+const SESSION_SETTINGS: &str = "-c idle_session_timeout=0";
+
+/// A physical replication connection that is between two commands.
+#[derive(Debug)]
+pub struct ReplicationConnection {
+    transport: Transport,
+    input: BytesMut,
+    output: BytesMut,
+    phase: Phase,
+    /// Set while a command's answer is under way; a connection that is left so cannot be used again.
+    busy: bool,
+    /// A failed write waits here until the server's own words, if there are any, have been read.
+    write_error: Option<io::Error>,
+    process_id: i32,
+    parameters: BTreeMap<Vec<u8>, Bytes>,
+    pub(crate) version: Option<u32>,
+}
+
+/// A row of raw columns.
+pub(crate) type Row = Vec<Option<Bytes>>;
+
+impl ReplicationConnection {
+    /// Connects to the first host that answers and logs in.
+    ///
+    /// The next host is tried when one cannot be reached or is not ready; a refused login is final.
+    pub async fn connect(options: &ConnectionOptions) -> Result<Self, ReplicationError> {
+        let mut last_error = None;
+        for host in &options.hosts {
+            match Self::connect_to(host, options).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) if error.is_retryable() => {
+                    tracing::debug!(host = %host, %error, "host does not answer");
+                    last_error = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last_error.unwrap_or_else(|| ReplicationError::Connect {
+            endpoint: "any host".to_owned(),
+            source: io::Error::new(io::ErrorKind::InvalidInput, "no host is configured"),
+        }))
+    }
+
+    async fn connect_to(
+        host: &Host,
+        options: &ConnectionOptions,
+    ) -> Result<Self, ReplicationError> {
+        if host.is_tcp() && options.ssl_mode > SslMode::Prefer {
+            return Err(ReplicationError::TlsUnavailable {
+                mode: options.ssl_mode.as_str(),
+            });
+        }
+        match Self::connect_with(host, options, true).await {
+            // PostgreSQL 13 does not know the setting.
+            Err(error) if error.sqlstate() == Some(sqlstate::UNDEFINED_OBJECT) => {
+                Self::connect_with(host, options, false).await
+            }
+            result => result,
+        }
+    }
+
+    async fn connect_with(
+        host: &Host,
+        options: &ConnectionOptions,
+        session_settings: bool,
+    ) -> Result<Self, ReplicationError> {
+        let attempt = async {
+            let transport = Transport::connect(host, &options.keepalive).await?;
+            let mut connection = Self::new(transport);
+            connection.log_in(host, options, session_settings).await?;
+            Ok(connection)
+        };
+        match options.connect_timeout {
+            None => attempt.await,
+            Some(limit) => tokio::time::timeout(limit, attempt)
+                .await
+                .unwrap_or_else(|_| {
+                    Err(ReplicationError::ConnectTimeout {
+                        endpoint: host.to_string(),
+                        seconds: limit.as_secs(),
+                    })
+                }),
+        }
+    }
+
+    fn new(transport: Transport) -> Self {
+        Self {
+            transport,
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            phase: Phase::Login,
+            busy: true,
+            write_error: None,
+            process_id: 0,
+            parameters: BTreeMap::new(),
+            version: None,
+        }
+    }
+
+    async fn log_in(
+        &mut self,
+        host: &Host,
+        options: &ConnectionOptions,
+        session_settings: bool,
+    ) -> Result<(), ReplicationError> {
+        let settings = [
+            session_settings.then_some(SESSION_SETTINGS),
+            options.options.as_deref(),
+        ];
+        let settings = settings.into_iter().flatten().collect::<Vec<_>>().join(" ");
+        let mut parameters = vec![
+            ("user", options.user.as_str()),
+            ("replication", "true"),
+            ("application_name", options.application_name.as_str()),
+        ];
+        if !settings.is_empty() {
+            parameters.push(("options", settings.as_str()));
+        }
+        frontend::startup_message(parameters, &mut self.output).map_err(|_| {
+            ReplicationError::AuthenticationRefused {
+                user: options.user.clone(),
+                reason: "user, application_name or options contain a zero byte".to_owned(),
+            }
+        })?;
+
+        let password = options.replication_password(host);
+        let mut login = Login::new(
+            &options.user,
+            password,
+            self.transport.is_readable_by_others(),
+        );
+        loop {
+            match self.receive("during the login").await? {
+                BackendMessage::Authentication(request) => {
+                    if login.answer(request, &mut self.output)? {
+                        self.phase = Phase::Session;
+                    }
+                }
+                BackendMessage::ErrorResponse(server) => {
+                    return Err(ReplicationError::from_login(
+                        server,
+                        &options.user,
+                        &host.to_string(),
+                    ));
+                }
+                BackendMessage::NegotiateProtocolVersion if self.phase == Phase::Login => {}
+                BackendMessage::BackendKeyData { process_id } if self.phase == Phase::Session => {
+                    self.process_id = process_id;
+                }
+                BackendMessage::ReadyForQuery if self.phase == Phase::Session => {
+                    self.busy = false;
+                    return Ok(());
+                }
+                other => return Err(unexpected(&other, "during the login")),
+            }
+        }
+    }
+
+    /// The server process that serves this connection, as `pg_stat_replication` names it.
+    pub fn process_id(&self) -> i32 {
+        self.process_id
+    }
+
+    /// A parameter that the server reported by itself, such as `in_hot_standby`.
+    pub fn parameter(&self, name: &str) -> Option<&[u8]> {
+        self.parameters.get(name.as_bytes()).map(AsRef::as_ref)
+    }
+
+    /// Says goodbye. Dropping the connection has the same effect for the server, with a line in its log.
+    pub async fn close(mut self) {
+        frontend::terminate(&mut self.output);
+        // Nothing can be done about a failure, and nothing is lost by it.
+        let _ignored = self.flush().await;
+        let _ignored = self.transport.shutdown().await;
+    }
+
+    /// Starts a command whose answer the caller reads; [`Self::end_command`] ends it.
+    pub(crate) fn start_command(&mut self, command: &str) -> Result<(), ReplicationError> {
+        if std::mem::replace(&mut self.busy, true) {
+            return Err(ReplicationError::Unusable);
+        }
+        tracing::trace!(command, "replication command");
+        frontend::query(command, &mut self.output)
+            .map_err(|_| ReplicationError::violation("a command contains a zero byte"))
+    }
+
+    /// Notes that ReadyForQuery has been read.
+    pub(crate) fn end_command(&mut self) {
+        self.busy = false;
+    }
+
+    /// Runs a command that answers with one result set.
+    pub(crate) async fn query(&mut self, command: &str) -> Result<Vec<Row>, ReplicationError> {
+        self.start_command(command)?;
+        let rows = self.read_result_set().await?;
+        loop {
+            match self.receive("after a command").await? {
+                BackendMessage::ReadyForQuery => {
+                    self.end_command();
+                    return Ok(rows);
+                }
+                BackendMessage::ErrorResponse(server) => {
+                    return Err(self.fail_command(server).await);
+                }
+                other => return Err(unexpected(&other, "after a command")),
+            }
+        }
+    }
+
+    /// Reads `T D* C`, or a bare `C` from a command without a result.
+    pub(crate) async fn read_result_set(&mut self) -> Result<Vec<Row>, ReplicationError> {
+        let mut rows = Vec::new();
+        loop {
+            match self.receive("in the middle of a result").await? {
+                BackendMessage::RowDescription => {}
+                BackendMessage::DataRow(row) if rows.len() < MAX_ROWS => rows.push(row),
+                BackendMessage::CommandComplete(_) => return Ok(rows),
+                BackendMessage::ErrorResponse(server) => {
+                    return Err(self.fail_command(server).await);
+                }
+                other => return Err(unexpected(&other, "in a result")),
+            }
+        }
+    }
+
+    /// Reads on to ReadyForQuery after an error, so that the connection can be used again, and returns the error.
+    pub(crate) async fn fail_command(&mut self, server: ServerError) -> ReplicationError {
+        while !server.is_fatal() {
+            match self.receive("after an error").await {
+                Ok(BackendMessage::ReadyForQuery) => {
+                    self.end_command();
+                    break;
+                }
+                Ok(_) => {}
+                // The error that the server reported says more than the end that followed it.
+                Err(_) => break,
+            }
+        }
+        ReplicationError::server(server)
+    }
+
+    /// Queues bytes that the next [`Self::receive`] or [`Self::flush`] sends.
+    pub(crate) fn output(&mut self) -> &mut BytesMut {
+        &mut self.output
+    }
+
+    /// Sends what is queued. A call that is dropped half-way is continued by the next one.
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        while self.output.has_remaining() {
+            if self.transport.write_buf(&mut self.output).await? == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+        }
+        self.transport.flush().await
+    }
+
+    /// Waits for the next message that is not a notice, a notification or a parameter report.
+    pub(crate) async fn receive(
+        &mut self,
+        during: &'static str,
+    ) -> Result<BackendMessage, ReplicationError> {
+        loop {
+            let missing = match take_message(&mut self.input, self.phase)? {
+                Taken::Message(BackendMessage::ParameterStatus { name, value }) => {
+                    // Copied, because a slice would keep the whole read buffer.
+                    self.parameters
+                        .insert(name.to_vec(), Bytes::copy_from_slice(&value));
+                    continue;
+                }
+                Taken::Message(BackendMessage::NoticeResponse(notice)) => {
+                    log_notice(&notice);
+                    continue;
+                }
+                Taken::Message(BackendMessage::NotificationResponse) => continue,
+                Taken::Message(message) => return Ok(message),
+                Taken::Missing(missing) => missing,
+            };
+            self.read_more(missing, during).await?;
+        }
+    }
+
+    async fn read_more(
+        &mut self,
+        missing: usize,
+        during: &'static str,
+    ) -> Result<(), ReplicationError> {
+        if !self.output.is_empty()
+            && let Err(error) = self.flush().await
+        {
+            self.output.clear();
+            self.write_error.get_or_insert(error);
+        }
+        let needed = missing.max(MIN_READ_LEN);
+        if self.input.capacity() - self.input.len() < needed {
+            // Asking for a whole buffer makes `bytes` turn the old one over when no slice of it is held any more.
+            self.input
+                .reserve(needed.max(READ_BUFFER_LEN.saturating_sub(self.input.len())));
+        }
+        match self.transport.read_buf(&mut self.input).await {
+            Ok(0) => Err(match self.write_error.take() {
+                Some(source) => ReplicationError::ConnectionLost { during, source },
+                None => ReplicationError::ConnectionClosed { during },
+            }),
+            Ok(_) => Ok(()),
+            Err(source) => Err(ReplicationError::ConnectionLost { during, source }),
+        }
+    }
+}
+
+/// The error for a message that has no place here.
+pub(crate) fn unexpected(message: &BackendMessage, place: &str) -> ReplicationError {
+    let name = match message {
+        BackendMessage::Authentication(_) => "Authentication",
+        BackendMessage::BackendKeyData { .. } => "BackendKeyData",
+        BackendMessage::CommandComplete(_) => "CommandComplete",
+        BackendMessage::CopyBothResponse => "CopyBothResponse",
+        BackendMessage::CopyData(_) => "CopyData",
+        BackendMessage::CopyDone => "CopyDone",
+        BackendMessage::CopyInResponse => "CopyInResponse",
+        BackendMessage::CopyOutResponse => "CopyOutResponse",
+        BackendMessage::DataRow(_) => "DataRow",
+        BackendMessage::EmptyQueryResponse => "EmptyQueryResponse",
+        BackendMessage::ErrorResponse(_) => "ErrorResponse",
+        BackendMessage::NegotiateProtocolVersion => "NegotiateProtocolVersion",
+        BackendMessage::NoticeResponse(_) => "NoticeResponse",
+        BackendMessage::NotificationResponse => "NotificationResponse",
+        BackendMessage::ParameterStatus { .. } => "ParameterStatus",
+        BackendMessage::ReadyForQuery => "ReadyForQuery",
+        BackendMessage::RowDescription => "RowDescription",
+    };
+    ReplicationError::violation(format!("unexpected {name} {place}"))
+}
+
+fn log_notice(notice: &ServerError) {
+    if notice.severity == "WARNING" {
+        tracing::warn!(
+            sqlstate = notice.sqlstate,
+            detail = notice.detail,
+            "server: {}",
+            notice.message
+        );
+    } else {
+        tracing::debug!(
+            sqlstate = notice.sqlstate,
+            detail = notice.detail,
+            "server: {}",
+            notice.message
+        );
+    }
+}

@@ -1,0 +1,368 @@
+//! What can go wrong between pgark and a server, by situation.
+//!
+//! Every error that the server reports is kept whole with its SQLSTATE. [`ReplicationError::hint`] answers "what mends
+//! it?" and [`ReplicationError::is_retryable`] answers "may trying again help?".
+
+use std::fmt;
+use std::io;
+
+use thiserror::Error;
+
+use super::base_backup::BackupEnd;
+use super::literal::LiteralError;
+
+/// SQLSTATE codes that this client acts on.
+pub(crate) mod sqlstate {
+    pub(crate) const INVALID_AUTHORIZATION: &str = "28000";
+    pub(crate) const INVALID_PASSWORD: &str = "28P01";
+    pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
+    pub(crate) const UNDEFINED_OBJECT: &str = "42704";
+    pub(crate) const TOO_MANY_CONNECTIONS: &str = "53300";
+    pub(crate) const QUERY_CANCELED: &str = "57014";
+    pub(crate) const ADMIN_SHUTDOWN: &str = "57P01";
+    pub(crate) const CRASH_SHUTDOWN: &str = "57P02";
+    pub(crate) const CANNOT_CONNECT_NOW: &str = "57P03";
+    pub(crate) const UNDEFINED_FILE: &str = "58P01";
+    pub(crate) const DATA_CORRUPTED: &str = "XX001";
+}
+
+/// An error or a notice as the server sent it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Error)]
+pub struct ServerError {
+    /// `ERROR`, `FATAL`, `PANIC`, or a notice's level, never translated.
+    pub severity: String,
+    /// The five-character code, which stays the same in every language and version.
+    pub sqlstate: String,
+    /// The sentence, perhaps translated.
+    pub message: String,
+    /// More about it, or empty.
+    pub detail: String,
+    /// The server's advice, or empty.
+    pub hint: String,
+    /// The server function that reported it: tells apart situations that share a code, in any language.
+    pub(crate) routine: String,
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.severity, self.sqlstate, self.message)?;
+        if !self.detail.is_empty() {
+            write!(f, " ({})", self.detail)?;
+        }
+        if !self.hint.is_empty() {
+            write!(f, " (server's hint: {})", self.hint)?;
+        }
+        Ok(())
+    }
+}
+
+impl ServerError {
+    /// Tells whether the server ended the session with this error.
+    pub(crate) fn is_fatal(&self) -> bool {
+        matches!(self.severity.as_str(), "FATAL" | "PANIC")
+    }
+}
+
+/// A replication session could not be started, or did not do what was asked.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ReplicationError {
+    /// Nothing answered at this address.
+    #[error("cannot connect to {endpoint}")]
+    Connect {
+        /// Host and port, or the path of the socket.
+        endpoint: String,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// The address did not answer in time.
+    #[error("no answer from {endpoint} within {seconds} s")]
+    ConnectTimeout {
+        /// Host and port, or the path of the socket.
+        endpoint: String,
+        /// The limit, from `connect_timeout`.
+        seconds: u64,
+    },
+
+    /// The server is there, but is starting, stopping or recovering.
+    #[error("{endpoint} does not accept connections now")]
+    NotReady {
+        /// Host and port, or the path of the socket.
+        endpoint: String,
+        /// The server's words.
+        #[source]
+        server: Box<ServerError>,
+    },
+
+    /// The encryption that the connection string asks for is not there yet.
+    #[error("sslmode={mode} asks for TLS, which replication connections do not speak yet")]
+    TlsUnavailable {
+        /// The mode as it was configured.
+        mode: &'static str,
+    },
+
+    /// The server does not accept this user with this password.
+    #[error("the server refused to log in user {user:?}")]
+    AuthenticationFailed {
+        /// The user of the connection string.
+        user: String,
+        /// The server's words.
+        #[source]
+        server: Box<ServerError>,
+    },
+
+    /// This side refused to go on with the login.
+    #[error("cannot log in as {user:?}: {reason}")]
+    AuthenticationRefused {
+        /// The user of the connection string.
+        user: String,
+        /// Why.
+        reason: String,
+    },
+
+    /// The server wants a password and none is configured.
+    #[error("the server asks for a password of {user:?} and none is configured")]
+    PasswordMissing {
+        /// The user of the connection string.
+        user: String,
+    },
+
+    /// No line of `pg_hba.conf` lets this user open a replication connection.
+    #[error("pg_hba.conf does not allow a replication connection of {user:?}")]
+    NotInPgHba {
+        /// The user of the connection string.
+        user: String,
+        /// The server's words.
+        #[source]
+        server: Box<ServerError>,
+    },
+
+    /// The role lacks the REPLICATION attribute.
+    #[error("role {user:?} may not open replication connections")]
+    MissingReplicationPrivilege {
+        /// The user of the connection string.
+        user: String,
+        /// The server's words.
+        #[source]
+        server: Box<ServerError>,
+    },
+
+    /// All WAL sender slots, or all connections, are taken.
+    #[error("the server has no replication connection left")]
+    TooManySenders {
+        /// The server's words.
+        #[source]
+        server: Box<ServerError>,
+    },
+
+    /// The server cannot do what was asked because of its version.
+    #[error("server version {found} is too old: {needs}")]
+    ServerTooOld {
+        /// `server_version_num`.
+        found: u32,
+        /// What is needed, and what is said about the rest.
+        needs: &'static str,
+    },
+
+    /// A command failed; the session can still be used unless the error was fatal.
+    #[error("the server reported an error")]
+    Server {
+        /// The server's words.
+        #[source]
+        server: Box<ServerError>,
+    },
+
+    /// The whole backup was sent, but the server found damaged pages while it read them.
+    #[error("the backup was sent completely up to {}, but the server found damaged pages in it", end.lsn)]
+    PagesDamaged {
+        /// Where the backup ends.
+        end: BackupEnd,
+        /// The server's words.
+        #[source]
+        server: Box<ServerError>,
+    },
+
+    /// The server ended the connection before it had answered.
+    #[error("the server closed the connection {during}")]
+    ConnectionClosed {
+        /// What was going on.
+        during: &'static str,
+    },
+
+    /// The connection broke.
+    #[error("the connection broke {during}")]
+    ConnectionLost {
+        /// What was going on.
+        during: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// The server, or something between, sent what the protocol does not allow here.
+    #[error("protocol violation: {0}")]
+    ProtocolViolation(String),
+
+    /// The WAL that arrived does not continue the WAL before it.
+    #[error("the WAL stream has a hole: expected {expected}, got {found}")]
+    WalNotContiguous {
+        /// Where the last piece ended.
+        expected: pgark_postgres::Lsn,
+        /// Where this one starts.
+        found: pgark_postgres::Lsn,
+    },
+
+    /// A name or label cannot be sent.
+    #[error(transparent)]
+    Literal(#[from] LiteralError),
+
+    /// An earlier command was left in the middle, so this connection cannot be used again.
+    #[error("the replication connection was left in the middle of a command")]
+    Unusable,
+}
+
+impl ReplicationError {
+    pub(crate) fn violation(text: impl Into<String>) -> Self {
+        Self::ProtocolViolation(text.into())
+    }
+
+    pub(crate) fn server(server: ServerError) -> Self {
+        Self::Server {
+            server: Box::new(server),
+        }
+    }
+
+    /// Gives an error of the start-up phase its name.
+    pub(crate) fn from_login(server: ServerError, user: &str, endpoint: &str) -> Self {
+        let user = user.to_owned();
+        match server.sqlstate.as_str() {
+            // One code for "no line matches" and for "unknown role" or "peer failed"; only the function differs.
+            sqlstate::INVALID_AUTHORIZATION if server.routine == "ClientAuthentication" => {
+                Self::NotInPgHba {
+                    user,
+                    server: Box::new(server),
+                }
+            }
+            sqlstate::INVALID_AUTHORIZATION | sqlstate::INVALID_PASSWORD => {
+                Self::AuthenticationFailed {
+                    user,
+                    server: Box::new(server),
+                }
+            }
+            sqlstate::INSUFFICIENT_PRIVILEGE => Self::MissingReplicationPrivilege {
+                user,
+                server: Box::new(server),
+            },
+            sqlstate::TOO_MANY_CONNECTIONS => Self::TooManySenders {
+                server: Box::new(server),
+            },
+            sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW => {
+                Self::NotReady {
+                    endpoint: endpoint.to_owned(),
+                    server: Box::new(server),
+                }
+            }
+            _ => Self::server(server),
+        }
+    }
+
+    /// The server's own error, where there is one.
+    pub fn server_error(&self) -> Option<&ServerError> {
+        match self {
+            Self::NotReady { server, .. }
+            | Self::AuthenticationFailed { server, .. }
+            | Self::NotInPgHba { server, .. }
+            | Self::MissingReplicationPrivilege { server, .. }
+            | Self::TooManySenders { server }
+            | Self::Server { server }
+            | Self::PagesDamaged { server, .. } => Some(server),
+            _ => None,
+        }
+    }
+
+    /// The server's error code, where there is one.
+    pub fn sqlstate(&self) -> Option<&str> {
+        self.server_error().map(|server| server.sqlstate.as_str())
+    }
+
+    /// Tells whether the file or timeline that was asked for does not exist on the server.
+    pub fn is_missing_file(&self) -> bool {
+        self.sqlstate() == Some(sqlstate::UNDEFINED_FILE)
+    }
+
+    /// Tells whether the named slot does not exist.
+    pub fn is_missing_object(&self) -> bool {
+        self.sqlstate() == Some(sqlstate::UNDEFINED_OBJECT)
+    }
+
+    /// Tells whether somebody canceled the command.
+    pub fn is_canceled(&self) -> bool {
+        self.sqlstate() == Some(sqlstate::QUERY_CANCELED)
+    }
+
+    /// Tells whether the same call may succeed later without anybody changing the configuration.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::NotReady { .. }
+            | Self::TooManySenders { .. }
+            | Self::ConnectionClosed { .. }
+            | Self::ConnectionLost { .. }
+            | Self::Unusable => true,
+            // Class 57 is an operator's or the server's intervention, class 53 a lack of resources.
+            Self::Server { server } => {
+                server.is_fatal()
+                    || server.sqlstate.starts_with("57")
+                    || server.sqlstate.starts_with("53")
+            }
+            _ => false,
+        }
+    }
+
+    /// One sentence or statement that mends it, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "run pgark as a user who may open the socket, or connect over TCP with host=127.0.0.1".to_owned()
+            }
+            Self::Connect { .. } | Self::ConnectTimeout { .. } => {
+                "check that the server runs and that host and port of the connection string are its own".to_owned()
+            }
+            Self::NotReady { .. } => "wait until the server has started, then try again".to_owned(),
+            Self::TlsUnavailable { .. } => "connect over a unix socket, or set sslmode=prefer".to_owned(),
+            Self::AuthenticationFailed { user, server } if server.sqlstate == sqlstate::INVALID_PASSWORD => format!(
+                "check the password of {user} in ~/.pgpass (database field \"replication\" or \"*\") or PGPASSWORD"
+            ),
+            Self::AuthenticationFailed { user, .. } => format!(
+                "create the role with CREATE ROLE {} LOGIN REPLICATION; or check the method and map in pg_hba.conf",
+                identifier(user)
+            ),
+            Self::PasswordMissing { user } => format!(
+                "put a line for {user} with database field \"replication\" into ~/.pgpass (mode 0600), or set PGPASSWORD"
+            ),
+            Self::NotInPgHba { user, .. } => format!(
+                "add a line such as \"host replication {user} samenet scram-sha-256\" (or \"local replication {user} peer\") to \
+                 pg_hba.conf and run SELECT pg_reload_conf(); \"all\" does not cover replication"
+            ),
+            Self::MissingReplicationPrivilege { user, .. } => format!("ALTER ROLE {} REPLICATION;", identifier(user)),
+            Self::TooManySenders { .. } => {
+                "raise max_wal_senders (pgark needs two) or end an unused replication connection".to_owned()
+            }
+            Self::PagesDamaged { .. } => {
+                "keep older backups, find the damaged relations with pg_amcheck and the server's log".to_owned()
+            }
+            Self::ConnectionClosed { .. } | Self::ConnectionLost { .. } => {
+                "look for the reason in the server's log, then try again".to_owned()
+            }
+            Self::Server { server } if !server.hint.is_empty() => server.hint.clone(),
+            _ => return None,
+        };
+        Some(hint)
+    }
+}
+
+/// Quotes a role name for a statement that a person can paste.
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
