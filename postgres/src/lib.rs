@@ -6,15 +6,26 @@
 
 #![warn(missing_docs)]
 
+mod backup_label;
+mod control_file;
 mod history;
+mod little_endian;
 mod lsn;
 mod segment;
 mod system_identifier;
+mod tablespace_map;
 mod text_serde;
 mod timeline;
+mod wal_page;
 
+pub use backup_label::{
+    BackupLabel, BackupLabelError, BackupMethod, BackupSource, IncrementalFrom,
+};
+pub use control_file::{ClusterState, ControlFile, ControlFileError, WalLevel};
 pub use history::{HistoryEntry, HistoryError, TimelineHistory};
 pub use lsn::{Lsn, LsnParseError};
 pub use segment::{SegmentName, SegmentSize, SegmentSizeError, WalFileName, WalFileNameError};
 pub use system_identifier::{SystemIdentifier, SystemIdentifierParseError};
+pub use tablespace_map::{TablespaceMap, TablespaceMapError};
 pub use timeline::{TimelineId, TimelineParseError};
+pub use wal_page::{SegmentHeader, WalPageError};
