@@ -11,6 +11,8 @@ mod control_file;
 mod history;
 mod little_endian;
 mod lsn;
+mod manifest;
+mod relative_path;
 mod segment;
 mod system_identifier;
 mod tablespace_map;
@@ -24,6 +26,11 @@ pub use backup_label::{
 pub use control_file::{ClusterState, ControlFile, ControlFileError, WalLevel};
 pub use history::{HistoryEntry, HistoryError, TimelineHistory};
 pub use lsn::{Lsn, LsnParseError};
+pub use manifest::{
+    ChecksumAlgorithm, ManifestChecksum, ManifestEnd, ManifestError, ManifestFile, ManifestReader,
+    WalRange, crc32c_from_hex, crc32c_to_hex,
+};
+pub use relative_path::{PathError, check_relative_path};
 pub use segment::{SegmentName, SegmentSize, SegmentSizeError, WalFileName, WalFileNameError};
 pub use system_identifier::{SystemIdentifier, SystemIdentifierParseError};
 pub use tablespace_map::{TablespaceMap, TablespaceMapError};
