@@ -24,10 +24,7 @@ impl Repository {
     /// # Errors
     /// When the URL, the credentials or a key cannot be used.
     pub fn open(options: &RepositoryOptions) -> Result<Self> {
-        let wrong = |reason| RepositoryError::Configuration {
-            repository: options.name.clone(),
-            reason,
-        };
+        let wrong = |reason| RepositoryError::Configuration { repository: options.name.clone(), reason };
         Ok(Self {
             recipients: Recipients::parse(options.recipients.iter().map(String::as_str)).map_err(wrong)?,
             identities: Identities::parse(options.identities.iter().map(String::as_str)).map_err(wrong)?,
@@ -134,11 +131,8 @@ impl ClusterRepository {
         if Sealing::of(key) == Sealing::Plain {
             return Ok(OpenedObject::Plain(reader));
         }
-        let no_key = |reason: String| RepositoryError::NoKey {
-            repository: self.name().to_owned(),
-            key: key.clone(),
-            reason,
-        };
+        let no_key =
+            |reason: String| RepositoryError::NoKey { repository: self.name().to_owned(), key: key.clone(), reason };
         let identities = self.repository.identities.clone();
         if identities.is_empty() {
             return Err(no_key("no private key is configured; set identity_file".to_owned()));
@@ -150,9 +144,7 @@ impl ClusterRepository {
                 let own = self.repository.identities.public_keys().join(", ");
                 Err(no_key(format!("it was encrypted to other keys than {own}")))
             }
-            Ok(Err(age::DecryptError::Io(error))) => {
-                Err(read_failure(self.store(), key, error))
-            }
+            Ok(Err(age::DecryptError::Io(error))) => Err(read_failure(self.store(), key, error)),
             Ok(Err(error)) => Err(self.store().damaged(key, error.to_string())),
             Err(error) => Err(self.store().damaged(key, error.to_string())),
         }

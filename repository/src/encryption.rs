@@ -48,6 +48,12 @@ impl Recipients {
         self.0.is_empty()
     }
 
+    /// The public keys as text.
+    #[must_use]
+    pub fn public_keys(&self) -> Vec<String> {
+        self.0.iter().map(ToString::to_string).collect()
+    }
+
     /// Begins an encrypted stream; the note goes into its header.
     pub(crate) fn encrypt(&self, note: Option<&ContentNote>) -> io::Result<EncryptedStream> {
         let keys = self.0.iter().map(|key| key as &dyn age::Recipient);
@@ -108,10 +114,7 @@ impl Identities {
     }
 
     /// Opens an age stream.
-    pub(crate) fn decrypt<R: Read>(
-        &self,
-        input: R,
-    ) -> Result<age::stream::StreamReader<R>, age::DecryptError> {
+    pub(crate) fn decrypt<R: Read>(&self, input: R) -> Result<age::stream::StreamReader<R>, age::DecryptError> {
         let keys = self.0.iter().map(|identity| identity.as_ref() as &dyn age::Identity);
         age::Decryptor::new(input)?.decrypt(keys)
     }
@@ -204,17 +207,10 @@ impl Write for SharedBuffer {
 }
 
 impl age::Recipient for ContentNote {
-    fn wrap_file_key(
-        &self,
-        _: &FileKey,
-    ) -> Result<(Vec<Stanza>, HashSet<String>), age::EncryptError> {
+    fn wrap_file_key(&self, _: &FileKey) -> Result<(Vec<Stanza>, HashSet<String>), age::EncryptError> {
         let stanza = Stanza {
             tag: NOTE_TAG.to_owned(),
-            args: vec![
-                self.digest.hex(),
-                self.digest.size.to_string(),
-                self.content_size.to_string(),
-            ],
+            args: vec![self.digest.hex(), self.digest.size.to_string(), self.content_size.to_string()],
             body: Vec::new(),
         };
         Ok((vec![stanza], HashSet::new()))
@@ -230,8 +226,7 @@ impl age::Identity for StanzaReader {
             && let Some(digest) = RawDigest::from_hex(hex, size)
             && let Ok(content_size) = content_size.parse()
         {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(ContentNote { digest, content_size });
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ContentNote { digest, content_size });
         }
         None
     }

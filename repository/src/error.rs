@@ -121,10 +121,9 @@ impl RepositoryError {
         match self {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Unavailable { .. } | Self::Io { .. } => ErrorKind::Unavailable,
-            Self::Denied { .. }
-            | Self::Configuration { .. }
-            | Self::NoKey { .. }
-            | Self::NewerFormat { .. } => ErrorKind::Configuration,
+            Self::Denied { .. } | Self::Configuration { .. } | Self::NoKey { .. } | Self::NewerFormat { .. } => {
+                ErrorKind::Configuration
+            }
             Self::Damaged { .. } | Self::Input(_) => ErrorKind::Damaged,
             Self::Conflict { .. } => ErrorKind::Conflict,
         }

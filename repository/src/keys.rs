@@ -166,9 +166,8 @@ impl ClusterKeys {
     #[must_use]
     pub fn wal_file(&self, name: &WalFileName, sealing: Sealing) -> ObjectKey {
         let suffix = sealing.suffix();
-        let folder = |segment: &SegmentName| {
-            format!("{}/wal/{}/{:08X}", self.prefix, segment.timeline.hex(), segment.log)
-        };
+        let folder =
+            |segment: &SegmentName| format!("{}/wal/{}/{:08X}", self.prefix, segment.timeline.hex(), segment.log);
         ObjectKey(match name {
             WalFileName::Segment(segment) => {
                 format!("{}/{segment}.zst{suffix}", folder(segment))

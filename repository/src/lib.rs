@@ -6,22 +6,33 @@
 //! every object byte for byte.
 #![warn(missing_docs)]
 
+mod backup;
 mod backup_id;
+mod backup_reader;
+mod backup_writer;
 mod cluster;
 mod compression;
 mod digest;
 mod encryption;
 mod error;
+mod index;
 mod keys;
 mod store;
 mod wal_archive;
 
+pub use backup::{
+    BACKUP_FORMAT, Backup, BackupList, Part, ServerFacts, Started, StoredFile, Tablespace, Totals, UnfinishedBackup,
+    WalRange,
+};
 pub use backup_id::{BackupId, BackupIdError, BackupKind};
+pub use backup_reader::PartReader;
+pub use backup_writer::{BackupFacts, BackupWriter, BackupWriterOptions, CheckedBackup, ManifestWriter, Member};
 pub use cluster::{ClusterRepository, OpenedObject, Repository, read_failure};
 pub use compression::FRAME_BYTES;
 pub use digest::RawDigest;
 pub use encryption::{Identities, Recipients, generate_key_pair};
 pub use error::{ErrorKind, RepositoryError, Result};
+pub use index::{IndexLine, IndexReader, IndexedFile, IndexedMember, IndexedPart};
 pub use keys::{ClusterKeys, ObjectKey, Sealing, is_cluster_name, wal_file_of};
 pub use store::{
     Creation, Credentials, ListedObject, ObjectReader, ObjectWriter, RepositoryOptions, Store, StoredObject,

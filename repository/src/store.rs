@@ -99,10 +99,9 @@ impl Store {
             let payload = PutPayload::from_bytes(bytes.clone());
             match self.objects.put_opts(&self.path(key), payload, options.clone()).await {
                 Ok(_) => return Ok(Creation::Created),
-                Err(
-                    object_store::Error::AlreadyExists { .. }
-                    | object_store::Error::Precondition { .. },
-                ) => return self.compare(key, &bytes).await,
+                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                    return self.compare(key, &bytes).await;
+                }
                 Err(error) => {
                     let error = self.failure("create", key, error);
                     let again = matches!(error, RepositoryError::Unavailable { .. });
@@ -186,11 +185,7 @@ impl Store {
     /// `NotFound`; `Damaged` when it is larger than `limit` or arrives short; or when the store
     /// refuses or cannot be reached.
     pub async fn read(&self, key: &ObjectKey, limit: u64) -> Result<Bytes> {
-        let got = self
-            .objects
-            .get(&self.path(key))
-            .await
-            .map_err(|error| self.failure("read", key, error))?;
+        let got = self.objects.get(&self.path(key)).await.map_err(|error| self.failure("read", key, error))?;
         let size = got.meta.size;
         if size > limit {
             return Err(self.damaged(key, format!("it has {size} bytes, at most {limit} are sensible")));
@@ -259,17 +254,9 @@ impl Store {
             .list_with_delimiter(Some(&self.path(folder)))
             .await
             .map_err(|error| self.failure("list", folder, error))?;
-        let objects = result
-            .objects
-            .iter()
-            .filter_map(|meta| self.listed(&meta.location, meta.size))
-            .collect();
-        let folders = result
-            .common_prefixes
-            .iter()
-            .filter_map(|path| self.listed(path, 0))
-            .map(|listed| listed.key)
-            .collect();
+        let objects = result.objects.iter().filter_map(|meta| self.listed(&meta.location, meta.size)).collect();
+        let folders =
+            result.common_prefixes.iter().filter_map(|path| self.listed(path, 0)).map(|listed| listed.key).collect();
         Ok((objects, folders))
     }
 
@@ -294,44 +281,27 @@ impl Store {
     }
 
     pub(crate) fn damaged(&self, key: &ObjectKey, reason: impl Into<String>) -> RepositoryError {
-        RepositoryError::Damaged {
-            repository: self.name.to_string(),
-            key: key.clone(),
-            reason: reason.into(),
-        }
+        RepositoryError::Damaged { repository: self.name.to_string(), key: key.clone(), reason: reason.into() }
     }
 
     /// Sorts a store's error: only an object that a proper answer calls missing is `NotFound`.
-    fn failure(
-        &self,
-        operation: &'static str,
-        key: &ObjectKey,
-        error: object_store::Error,
-    ) -> RepositoryError {
+    fn failure(&self, operation: &'static str, key: &ObjectKey, error: object_store::Error) -> RepositoryError {
         let repository = self.name.to_string();
         match error {
             // A missing bucket or container is a mistake in the configuration, not an absent object.
             object_store::Error::NotFound { source, .. }
-                if ["NoSuchBucket", "ContainerNotFound"]
-                    .iter()
-                    .any(|code| source.to_string().contains(code)) =>
+                if ["NoSuchBucket", "ContainerNotFound"].iter().any(|code| source.to_string().contains(code)) =>
             {
                 let reason = "its bucket or container does not exist; create it or correct the url";
                 RepositoryError::Configuration { repository, reason: reason.to_owned() }
             }
-            object_store::Error::NotFound { .. } => {
-                RepositoryError::NotFound { repository, key: key.clone() }
-            }
-            source @ (object_store::Error::PermissionDenied { .. }
-            | object_store::Error::Unauthenticated { .. }) => {
+            object_store::Error::NotFound { .. } => RepositoryError::NotFound { repository, key: key.clone() },
+            source @ (object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. }) => {
                 RepositoryError::Denied { repository, operation, key: key.clone(), source }
             }
-            source => RepositoryError::Unavailable {
-                repository,
-                operation,
-                key: key.clone(),
-                source: Box::new(source),
-            },
+            source => {
+                RepositoryError::Unavailable { repository, operation, key: key.clone(), source: Box::new(source) }
+            }
         }
     }
 }
@@ -341,9 +311,7 @@ fn io_failure(operation: &'static str, path: &std::path::Path, source: std::io::
 }
 
 /// Runs blocking file work off the async threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> std::io::Result<T> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(std::io::Error::other(error)),

@@ -109,12 +109,7 @@ impl ClusterRepository {
     }
 
     /// Settles whether an object that was there holds the same file, wholly.
-    async fn compare_wal_file(
-        &self,
-        key: &ObjectKey,
-        size: u64,
-        file: &PreparedWalFile,
-    ) -> Result<WalStored> {
+    async fn compare_wal_file(&self, key: &ObjectKey, size: u64, file: &PreparedWalFile) -> Result<WalStored> {
         let digest = match Sealing::of(key) {
             Sealing::Age => {
                 let head = self.store().read_range(key, 0, size.min(HEADER_BYTES)).await?;
@@ -131,10 +126,7 @@ impl ClusterRepository {
             Sealing::Plain => self.read_wal_object(key.clone(), file.name, io::sink()).await?.1,
         };
         if digest != file.digest {
-            return Err(RepositoryError::Conflict {
-                repository: self.name().to_owned(),
-                key: key.clone(),
-            });
+            return Err(RepositoryError::Conflict { repository: self.name().to_owned(), key: key.clone() });
         }
         self.store().settle(key).await?;
         Ok(WalStored::AlreadyThere)
@@ -165,11 +157,7 @@ impl ClusterRepository {
     ///
     /// # Errors
     /// `Damaged`, `NoKey`, or when the store or `output` fails; `output` may hold a part then.
-    pub async fn fetch_wal_file<W: Write + Send + 'static>(
-        &self,
-        name: &WalFileName,
-        output: W,
-    ) -> Result<Option<W>> {
+    pub async fn fetch_wal_file<W: Write + Send + 'static>(&self, name: &WalFileName, output: W) -> Result<Option<W>> {
         let Some(key) = self.find_wal_file(name).await? else { return Ok(None) };
         Ok(Some(self.read_wal_object(key, *name, output).await?.0))
     }
@@ -187,11 +175,9 @@ impl ClusterRepository {
             let read = if compressed { copy_segment(object, output) } else { copy_small(object, output) };
             read.map_err(|failure| match failure {
                 CopyFailure::Read(error) => read_failure(&store, &key, error),
-                CopyFailure::Write(source) => RepositoryError::Io {
-                    operation: "write",
-                    path: name.to_string(),
-                    source,
-                },
+                CopyFailure::Write(source) => {
+                    RepositoryError::Io { operation: "write", path: name.to_string(), source }
+                }
             })
         });
         task.await.unwrap_or_else(|error| Err(RepositoryError::Input(error.to_string())))
@@ -227,9 +213,9 @@ impl ClusterRepository {
         }
         let name = WalFileName::History(timeline);
         let Some(content) = self.fetch_wal_file(&name, Vec::new()).await? else { return Ok(None) };
-        TimelineHistory::parse(timeline, &content).map(Some).map_err(|error| {
-            self.store().damaged(&self.keys().wal_file(&name, self.sealing()), error.to_string())
-        })
+        TimelineHistory::parse(timeline, &content)
+            .map(Some)
+            .map_err(|error| self.store().damaged(&self.keys().wal_file(&name, self.sealing()), error.to_string()))
     }
 }
 
@@ -247,10 +233,7 @@ enum CopyFailure {
     Write(io::Error),
 }
 
-fn copy_segment<W: Write>(
-    mut object: impl Read,
-    output: W,
-) -> std::result::Result<(W, RawDigest), CopyFailure> {
+fn copy_segment<W: Write>(mut object: impl Read, output: W) -> std::result::Result<(W, RawDigest), CopyFailure> {
     // The note is small: what was read of it is put back in front for zstd, which skips it.
     let mut head = Vec::new();
     (&mut object).take(256).read_to_end(&mut head).map_err(CopyFailure::Read)?;

@@ -81,10 +81,7 @@ impl std::fmt::Debug for Credentials {
 }
 
 pub(super) fn open(options: &RepositoryOptions) -> Result<Store> {
-    let wrong = |reason: String| RepositoryError::Configuration {
-        repository: options.name.clone(),
-        reason,
-    };
+    let wrong = |reason: String| RepositoryError::Configuration { repository: options.name.clone(), reason };
     let url = Url::parse(&options.url)
         .map_err(|error| wrong(format!("the url `{}` cannot be read: {error}", options.url)))?;
     let cloud = |built: std::result::Result<Arc<dyn ObjectStore>, object_store::Error>| {
@@ -97,8 +94,9 @@ pub(super) fn open(options: &RepositoryOptions) -> Result<Store> {
     let prefix = match url.scheme() {
         // Derived from the directory below.
         "file" => Path::default(),
-        _ => Path::from_url_path(url.path())
-            .map_err(|error| wrong(format!("the url's path cannot be used: {error}")))?,
+        _ => {
+            Path::from_url_path(url.path()).map_err(|error| wrong(format!("the url's path cannot be used: {error}")))?
+        }
     };
     let objects: Arc<dyn ObjectStore> = match url.scheme() {
         "file" => return local(options, &url),
@@ -106,9 +104,7 @@ pub(super) fn open(options: &RepositoryOptions) -> Result<Store> {
         "gs" => cloud(gcs(options, bucket).map(|store| Arc::new(store) as _))?,
         "az" => cloud(azure(options, bucket).map(|store| Arc::new(store) as _))?,
         other => {
-            return Err(wrong(format!(
-                "the url begins with `{other}:`; known are file:, s3:, gs: and az:"
-            )));
+            return Err(wrong(format!("the url begins with `{other}:`; known are file:, s3:, gs: and az:")));
         }
     };
     Ok(Store { name: options.name.as_str().into(), objects, prefix, directory: None })
@@ -117,17 +113,12 @@ pub(super) fn open(options: &RepositoryOptions) -> Result<Store> {
 /// `LocalFileSystem` reads and lists; it wants a root that exists, which the repository's directory
 /// may not do yet, so it is rooted at `/`.
 fn local(options: &RepositoryOptions, url: &Url) -> Result<Store> {
-    let wrong = |reason: String| RepositoryError::Configuration {
-        repository: options.name.clone(),
-        reason,
-    };
+    let wrong = |reason: String| RepositoryError::Configuration { repository: options.name.clone(), reason };
     let directory = url
         .to_file_path()
         .ok()
         .filter(|path| path.is_absolute() && path != FilePath::new("/"))
-        .ok_or_else(|| {
-            wrong(format!("`{}` is no absolute directory; write file:///var/lib/pgark", options.url))
-        })?;
+        .ok_or_else(|| wrong(format!("`{}` is no absolute directory; write file:///var/lib/pgark", options.url)))?;
     let prefix = Path::from_absolute_path(&directory)
         .map_err(|error| wrong(format!("the directory cannot be used: {error}")))?;
     Ok(Store {
@@ -158,10 +149,7 @@ fn s3(options: &RepositoryOptions, bucket: &str) -> object_store::Result<object_
     builder.build()
 }
 
-fn gcs(
-    options: &RepositoryOptions,
-    bucket: &str,
-) -> object_store::Result<object_store::gcp::GoogleCloudStorage> {
+fn gcs(options: &RepositoryOptions, bucket: &str) -> object_store::Result<object_store::gcp::GoogleCloudStorage> {
     let mut builder = GoogleCloudStorageBuilder::new()
         .with_bucket_name(bucket)
         .with_retry(retries())
@@ -175,10 +163,7 @@ fn gcs(
     builder.build()
 }
 
-fn azure(
-    options: &RepositoryOptions,
-    container: &str,
-) -> object_store::Result<object_store::azure::MicrosoftAzure> {
+fn azure(options: &RepositoryOptions, container: &str) -> object_store::Result<object_store::azure::MicrosoftAzure> {
     let mut builder = MicrosoftAzureBuilder::new()
         .with_container_name(container)
         .with_retry(retries())

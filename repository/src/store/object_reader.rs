@@ -55,9 +55,7 @@ impl ObjectReader {
             })
             .await;
             return match opened {
-                Ok((file, size)) => {
-                    Ok(Self { size, source: Source::Local(BufReader::with_capacity(1 << 18, file)) })
-                }
+                Ok((file, size)) => Ok(Self { size, source: Source::Local(BufReader::with_capacity(1 << 18, file)) }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     Err(RepositoryError::NotFound { repository: store.name().to_owned(), key })
                 }
@@ -104,11 +102,7 @@ impl RangeReader {
                 self.fetch(wanted)
             }
         };
-        let bytes = self
-            .runtime
-            .block_on(task)
-            .map_err(io::Error::other)?
-            .map_err(io::Error::other)?;
+        let bytes = self.runtime.block_on(task).map_err(io::Error::other)?.map_err(io::Error::other)?;
         let next = wanted + bytes.len() as u64;
         self.current = (wanted, bytes);
         if next < self.size {
@@ -123,9 +117,8 @@ impl Read for RangeReader {
         if self.position >= self.size || buffer.is_empty() {
             return Ok(0);
         }
-        let inside = |(start, bytes): &(u64, Bytes), position: u64| {
-            position >= *start && position < start + bytes.len() as u64
-        };
+        let inside =
+            |(start, bytes): &(u64, Bytes), position: u64| position >= *start && position < start + bytes.len() as u64;
         if !inside(&self.current, self.position) {
             self.fill()?;
         }
@@ -165,8 +158,8 @@ impl Seek for ObjectReader {
                     SeekFrom::End(offset) => reader.size.checked_add_signed(offset),
                     SeekFrom::Current(offset) => reader.position.checked_add_signed(offset),
                 };
-                reader.position = target
-                    .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start"))?;
+                reader.position =
+                    target.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start"))?;
                 Ok(reader.position)
             }
         }

@@ -1,0 +1,263 @@
+//! `backup.json`, the commit mark, and `started.json`, the claim: plain JSON with a format number.
+//! `docs/repository-format.md` describes every field.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use pgark_postgres::{Lsn, SegmentName, SystemIdentifier, TimelineId};
+use serde::{Deserialize, Serialize};
+
+use crate::backup_id::{BackupId, BackupKind};
+use crate::cluster::ClusterRepository;
+use crate::error::{RepositoryError, Result};
+use crate::keys::{ObjectKey, Sealing};
+
+/// The newest format of `backup.json` that this program reads, and the one that it writes.
+pub const BACKUP_FORMAT: u64 = 1;
+/// A commit mark has a line a part: even 100 TB stay far below.
+const BACKUP_LIMIT: u64 = 256 << 20;
+
+/// A finished backup: the content of `backup.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Backup {
+    /// [`BACKUP_FORMAT`] of the writer.
+    pub format: u64,
+    /// The id, also the name of its folder.
+    pub id: BackupId,
+    /// Full or incremental.
+    pub kind: BackupKind,
+    /// The backup that an incremental one builds on.
+    pub parent: Option<BackupId>,
+    /// The cluster's name.
+    pub cluster: String,
+    /// What the server said.
+    pub server: ServerFacts,
+    /// The timeline of the start position.
+    pub timeline: TimelineId,
+    /// Where recovery has to begin.
+    pub start_lsn: Lsn,
+    /// The timeline of the stop position; another one only on a standby that followed a promotion.
+    pub stop_timeline: TimelineId,
+    /// Where the restored cluster becomes consistent.
+    pub stop_lsn: Lsn,
+    /// The server's clock before the backup began.
+    pub start_time: Timestamp,
+    /// The server's clock after the backup ended: no earlier moment can be reached with it.
+    pub stop_time: Timestamp,
+    /// The first and the last segment that the backup needs to become consistent.
+    pub wal: WalRange,
+    /// Tablespaces besides the default ones.
+    pub tablespaces: Vec<Tablespace>,
+    /// The parts in order.
+    pub parts: Vec<Part>,
+    /// PostgreSQL's manifest.
+    pub manifest: StoredFile,
+    /// The index.
+    pub index: StoredFile,
+    /// Sums.
+    pub totals: Totals,
+    /// Public keys that it was encrypted to; empty when it was not.
+    pub recipients: Vec<String>,
+    /// What the user wrote down with it.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// The program that wrote it.
+    pub written_by: String,
+}
+
+impl Backup {
+    /// Whether its parts, manifest and index are encrypted.
+    #[must_use]
+    pub fn sealing(&self) -> Sealing {
+        if self.recipients.is_empty() { Sealing::Plain } else { Sealing::Age }
+    }
+}
+
+/// What the server said of itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServerFacts {
+    /// The cluster's system identifier.
+    pub system_identifier: SystemIdentifier,
+    /// `server_version_num`, as 150020.
+    pub version_num: u32,
+    /// Bytes of a WAL segment.
+    pub wal_segment_size: u32,
+    /// Mode of the data directory, as `0700`.
+    pub data_directory_mode: String,
+    /// Where the data directory was, for messages.
+    pub data_directory: Option<String>,
+    /// Configuration files outside the data directory, which are not in the backup.
+    #[serde(default)]
+    pub files_outside: Vec<String>,
+    /// Whether data pages have checksums.
+    pub data_checksums: bool,
+    /// Whether it was a standby.
+    pub standby: bool,
+}
+
+impl ServerFacts {
+    /// The major version, as 15.
+    #[must_use]
+    pub fn major(&self) -> u32 {
+        self.version_num / 10_000
+    }
+}
+
+/// The segments that a backup needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalRange {
+    /// The segment that holds the start position.
+    pub first: SegmentName,
+    /// The segment that holds the last byte before the stop position.
+    pub last: SegmentName,
+}
+
+/// A tablespace besides the default ones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tablespace {
+    /// Its OID, the name of its link in `pg_tblspc`.
+    pub oid: u32,
+    /// Where it was; bytes that are not UTF-8 are shown as U+FFFD (the true ones are in
+    /// `tablespace_map`).
+    pub location: String,
+    /// Whether it lies in the data directory itself (`allow_in_place_tablespaces`).
+    pub in_place: bool,
+}
+
+/// One part of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// From 1.
+    pub number: u32,
+    /// Bytes of the tar archive.
+    pub raw_size: u64,
+    /// Bytes as stored.
+    pub stored_size: u64,
+    /// CRC-32 over the stored bytes, 8 hex digits.
+    pub crc32: String,
+}
+
+/// An object of a backup besides its parts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredFile {
+    /// Its name in the backup's folder.
+    pub name: String,
+    /// Bytes as stored.
+    pub stored_size: u64,
+    /// CRC-32 over the stored bytes, 8 hex digits.
+    pub crc32: String,
+    /// SHA-256 over the raw content, 64 hex digits.
+    pub sha256: String,
+}
+
+/// Sums over a backup.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Files.
+    pub files: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Bytes of all files.
+    pub raw_size: u64,
+    /// Bytes stored: parts, manifest and index.
+    pub stored_size: u64,
+}
+
+/// Who claimed a backup's id, and when: the content of `started.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// [`BACKUP_FORMAT`] of the writer.
+    pub format: u64,
+    /// The claimed id.
+    pub id: BackupId,
+    /// The host that takes the backup.
+    pub host: String,
+    /// The process that takes it.
+    pub process: u32,
+    /// The clock of that host.
+    pub time: Timestamp,
+    /// The program.
+    pub written_by: String,
+}
+
+/// A backup's folder that has no commit mark: one that runs, or that was interrupted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfinishedBackup {
+    /// Its id.
+    pub id: BackupId,
+    /// Its claim, where it can be read.
+    pub started: Option<Started>,
+}
+
+/// The backups of a cluster.
+#[derive(Debug, Clone, Default)]
+pub struct BackupList {
+    /// Finished ones, oldest first.
+    pub finished: Vec<Backup>,
+    /// Folders without a commit mark.
+    pub unfinished: Vec<UnfinishedBackup>,
+}
+
+impl ClusterRepository {
+    /// Lists all backups. A commit mark that cannot be read is an error, never a missing backup.
+    ///
+    /// # Errors
+    /// `Damaged`, `NewerFormat`, or when the store refuses or cannot be reached.
+    pub async fn backups(&self) -> Result<BackupList> {
+        let (_, folders) = self.store().list_folder(&self.keys().backups()).await?;
+        let mut ids: Vec<BackupId> = folders.iter().filter_map(|key| key.file_name().parse().ok()).collect();
+        ids.sort();
+        let mut list = BackupList::default();
+        for id in ids {
+            match self.backup(&id).await {
+                Ok(backup) => list.finished.push(backup),
+                Err(RepositoryError::NotFound { .. }) => {
+                    let started = self.started(&id).await?;
+                    list.unfinished.push(UnfinishedBackup { id, started });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(list)
+    }
+
+    /// Reads a backup's commit mark.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none; `Damaged`, `NewerFormat`, or when the store fails.
+    pub async fn backup(&self, id: &BackupId) -> Result<Backup> {
+        let key = self.keys().backup(id);
+        let bytes = self.store().read(&key, BACKUP_LIMIT).await?;
+        let backup: Backup = self.parse_json(&key, &bytes)?;
+        if backup.id != *id || backup.server.system_identifier != self.system_identifier() {
+            let reason = format!(
+                "it describes {} of system {}, not the backup it is stored as",
+                backup.id, backup.server.system_identifier
+            );
+            return Err(self.store().damaged(&key, reason));
+        }
+        Ok(backup)
+    }
+
+    async fn started(&self, id: &BackupId) -> Result<Option<Started>> {
+        let key = self.keys().started(id);
+        match self.store().read(&key, 1 << 20).await {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Err(RepositoryError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn parse_json<T: serde::de::DeserializeOwned>(&self, key: &ObjectKey, bytes: &[u8]) -> Result<T> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u64,
+        }
+        let damaged = |error: serde_json::Error| self.store().damaged(key, error.to_string());
+        let Format { format } = serde_json::from_slice(bytes).map_err(damaged)?;
+        if format > BACKUP_FORMAT {
+            return Err(RepositoryError::NewerFormat { key: key.clone(), found: format, known: BACKUP_FORMAT });
+        }
+        serde_json::from_slice(bytes).map_err(damaged)
+    }
+}

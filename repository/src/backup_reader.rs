@@ -1,0 +1,102 @@
+//! Reading a stored backup: its index, its manifest, and its parts as whole streams or by range.
+
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+
+use crate::backup::Backup;
+use crate::cluster::{ClusterRepository, OpenedObject};
+use crate::compression::{FRAME_BYTES, decompress_frame};
+use crate::error::Result;
+use crate::index::{IndexReader, IndexedPart};
+use crate::keys::ObjectKey;
+
+/// The raw tar bytes of a part.
+pub type PartReader = zstd::Decoder<'static, BufReader<OpenedObject>>;
+
+impl ClusterRepository {
+    /// Opens a backup's index, decrypted and decompressed. For blocking threads.
+    ///
+    /// # Errors
+    /// `NotFound`, `NoKey`, `Damaged`, or when the store fails.
+    pub async fn open_index(&self, backup: &Backup) -> Result<IndexReader<BufReader<PartReader>>> {
+        Ok(IndexReader::new(BufReader::new(self.open_compressed(&self.index_key(backup)).await?)))
+    }
+
+    /// Opens PostgreSQL's manifest of a backup. For blocking threads.
+    ///
+    /// # Errors
+    /// As [`ClusterRepository::open_index`].
+    pub async fn open_manifest(&self, backup: &Backup) -> Result<BufReader<PartReader>> {
+        Ok(BufReader::new(self.open_compressed(&self.manifest_key(backup)).await?))
+    }
+
+    /// Opens a part as a stream of its tar archive. For blocking threads.
+    ///
+    /// # Errors
+    /// As [`ClusterRepository::open_index`].
+    pub async fn open_part(&self, backup: &Backup, number: u32) -> Result<PartReader> {
+        self.open_compressed(&self.part_key(backup, number)).await
+    }
+
+    /// The key of a backup's index.
+    #[must_use]
+    pub fn index_key(&self, backup: &Backup) -> ObjectKey {
+        self.keys().index(&backup.id, backup.sealing())
+    }
+
+    /// The key of a backup's manifest.
+    #[must_use]
+    pub fn manifest_key(&self, backup: &Backup) -> ObjectKey {
+        self.keys().manifest(&backup.id, backup.sealing())
+    }
+
+    /// The key of a backup's part.
+    #[must_use]
+    pub fn part_key(&self, backup: &Backup, number: u32) -> ObjectKey {
+        self.keys().part(&backup.id, number, backup.sealing())
+    }
+
+    async fn open_compressed(&self, key: &ObjectKey) -> Result<PartReader> {
+        let object = self.open_object(key).await?;
+        zstd::Decoder::new(object).map_err(|error| self.store().damaged(key, error.to_string()))
+    }
+
+    /// Reads raw bytes of a part from `offset` on by fetching only the frames that hold them. For
+    /// blocking threads, on an object from [`ClusterRepository::open_object`].
+    ///
+    /// # Errors
+    /// `InvalidData` when the part does not hold them or a frame is damaged; or the store's errors.
+    pub fn read_part_range(
+        object: &mut OpenedObject,
+        part: &IndexedPart,
+        offset: u64,
+        length: usize,
+    ) -> io::Result<Vec<u8>> {
+        let invalid = |reason: &str| io::Error::new(io::ErrorKind::InvalidData, reason);
+        let end = offset + length as u64;
+        if end > part.raw_size {
+            return Err(invalid("the range ends behind the part"));
+        }
+        let frame_bytes = FRAME_BYTES as u64;
+        let first = offset / frame_bytes;
+        let mut raw = Vec::with_capacity(length);
+        let mut stored_offset: u64 = 0;
+        for (number, stored) in (0u64..).zip(&part.frames) {
+            let start = number * frame_bytes;
+            if start >= end {
+                break;
+            }
+            if number >= first {
+                let raw_size = frame_bytes.min(part.raw_size.saturating_sub(start));
+                object.seek(SeekFrom::Start(stored_offset))?;
+                let mut frame = vec![0; *stored as usize];
+                object.read_exact(&mut frame)?;
+                let frame = decompress_frame(&frame, raw_size as usize)?;
+                let from = offset.saturating_sub(start) as usize;
+                let to = (end - start).min(raw_size) as usize;
+                raw.extend_from_slice(&frame[from..to]);
+            }
+            stored_offset += u64::from(*stored);
+        }
+        if raw.len() == length { Ok(raw) } else { Err(invalid("the part's frames do not cover the range")) }
+    }
+}

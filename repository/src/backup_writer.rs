@@ -1,0 +1,411 @@
+//! Writes one backup to several repositories at once: read once, compress once, encrypt for each.
+//!
+//! ```text
+//! members → tar bytes → frames of 4 MiB → `jobs` compressors → in order → encrypt → upload
+//! ```
+//!
+//! Every stage is bounded: at most `jobs + 2` frames are under way, raw and compressed, and each
+//! repository holds a few pieces of an upload. Per file, only its compressed index line stays in memory.
+//! Nothing counts before [`BackupWriter::commit`] has created `backup.json`.
+
+mod fan_out;
+mod manifest;
+mod parts;
+mod tar_member;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use self::fan_out::FanOut;
+pub use self::manifest::ManifestWriter;
+use self::parts::{FinishedPart, PartStream};
+use self::tar_member::{END_OF_ARCHIVE, HEADER_BYTES, padding, tar_header};
+use crate::backup::{BACKUP_FORMAT, Backup, Part, Started, StoredFile, Totals};
+use crate::backup_id::{BackupId, BackupKind};
+use crate::cluster::ClusterRepository;
+use crate::compression::FrameCompressor;
+use crate::digest::RawDigest;
+use crate::error::{RepositoryError, Result};
+use crate::index::{IndexLine, IndexedFile, IndexedMember, IndexedPart};
+use crate::store::Creation;
+
+/// How a backup is stored.
+#[derive(Debug, Clone, Copy)]
+pub struct BackupWriterOptions {
+    /// zstd level.
+    pub level: i32,
+    /// Compression workers.
+    pub jobs: usize,
+    /// Raw bytes after which a part ends with the file that passes them.
+    pub part_bytes: u64,
+}
+
+/// A file or directory to be stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Member<'a> {
+    /// Its path below the data directory.
+    pub path: &'a [u8],
+    /// Permission bits.
+    pub mode: u32,
+    /// Seconds since 1970.
+    pub mtime: u64,
+    /// A file's size in bytes; `None` for a directory.
+    pub size: Option<u64>,
+}
+
+/// Writes a backup. See the module's words.
+pub struct BackupWriter {
+    repositories: Vec<ClusterRepository>,
+    id: BackupId,
+    kind: BackupKind,
+    options: BackupWriterOptions,
+    stream: PartStream,
+    index: IndexBuffer,
+    part: u32,
+    part_offset: u64,
+    open: Option<OpenMember>,
+    totals: Totals,
+}
+
+struct OpenMember {
+    line: IndexedMember,
+    remaining: u64,
+    padding: usize,
+}
+
+/// What the caller knows of a backup once it is complete; the writer adds what it stored.
+pub type BackupFacts<'a> = dyn Fn(BackupId) -> Backup + Send + Sync + 'a;
+
+impl BackupWriter {
+    /// Claims an id in every repository.
+    ///
+    /// # Errors
+    /// When a repository refuses or cannot be reached.
+    pub async fn begin(
+        repositories: Vec<ClusterRepository>,
+        kind: BackupKind,
+        host: String,
+        written_by: String,
+        options: BackupWriterOptions,
+    ) -> Result<Self> {
+        let id = claim(&repositories, kind, host, written_by).await?;
+        let stream = PartStream::new(repositories.clone(), id.clone(), options);
+        Ok(Self {
+            repositories,
+            id,
+            kind,
+            options,
+            stream,
+            index: IndexBuffer::new()?,
+            part: 1,
+            part_offset: 0,
+            open: None,
+            totals: Totals::default(),
+        })
+    }
+
+    /// The claimed id.
+    #[must_use]
+    pub fn id(&self) -> &BackupId {
+        &self.id
+    }
+
+    /// Begins a file or directory. A file's content follows through [`BackupWriter::write`], exactly
+    /// as many bytes as its size.
+    ///
+    /// # Errors
+    /// `Input` for a path that cannot be stored or a file whose content is not complete; or when a
+    /// repository fails.
+    pub async fn begin_member(&mut self, member: &Member<'_>) -> Result<()> {
+        self.check_complete()?;
+        pgark_postgres::check_relative_path(member.path).map_err(|error| {
+            RepositoryError::Input(format!("the path `{}` {error}", String::from_utf8_lossy(member.path)))
+        })?;
+        if self.part_offset >= self.options.part_bytes {
+            self.end_part().await?;
+        }
+        let header = tar_header(member).map_err(RepositoryError::Input)?;
+        let offset = self.part_offset;
+        self.put(&header).await?;
+        let line = IndexedMember {
+            path: member.path.to_vec(),
+            mode: member.mode,
+            part: self.part,
+            offset,
+            file: member.size.map(|size| IndexedFile { size, mtime: member.mtime, crc32c: 0 }),
+        };
+        match member.size {
+            None => {
+                self.totals.directories += 1;
+                self.index.push(&IndexLine::Member(line))
+            }
+            Some(size) => {
+                self.totals.files += 1;
+                self.totals.raw_size += size;
+                self.open = Some(OpenMember { line, remaining: size, padding: padding(size) });
+                self.close_if_complete().await
+            }
+        }
+    }
+
+    /// Appends content of the open file.
+    ///
+    /// # Errors
+    /// `Input` for more bytes than announced; or when a repository fails.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let length = bytes.len() as u64;
+        let Some(open) = self.open.as_mut().filter(|open| open.remaining >= length) else {
+            return Err(RepositoryError::Input("more bytes came than a file's header announced".to_owned()));
+        };
+        open.remaining -= length;
+        if let Some(file) = &mut open.line.file {
+            file.crc32c = crc32c::crc32c_append(file.crc32c, bytes);
+        }
+        self.put(bytes).await?;
+        self.close_if_complete().await
+    }
+
+    async fn close_if_complete(&mut self) -> Result<()> {
+        if let Some(open) = self.open.take_if(|open| open.remaining == 0) {
+            self.put(&[0; HEADER_BYTES][..open.padding]).await?;
+            self.index.push(&IndexLine::Member(open.line))?;
+        }
+        Ok(())
+    }
+
+    fn check_complete(&self) -> Result<()> {
+        match &self.open {
+            None => Ok(()),
+            Some(open) => Err(RepositoryError::Input(format!(
+                "`{}` ended {} bytes early",
+                String::from_utf8_lossy(&open.line.path),
+                open.remaining
+            ))),
+        }
+    }
+
+    async fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.part_offset += bytes.len() as u64;
+        self.stream.write(bytes).await
+    }
+
+    async fn end_part(&mut self) -> Result<()> {
+        self.put(&END_OF_ARCHIVE).await?;
+        self.stream.end_part().await?;
+        let frames = self.stream.take_frames().await?;
+        let line = IndexedPart { part: self.part, raw_size: self.part_offset, frames };
+        self.index.push(&IndexLine::Part(line))?;
+        self.part += 1;
+        self.part_offset = 0;
+        Ok(())
+    }
+
+    /// Ends the last part and goes on to the server's manifest, which is compared file by file with
+    /// what was stored.
+    ///
+    /// # Errors
+    /// `Input` when the last file is not complete; or when a repository fails.
+    pub async fn begin_manifest(mut self) -> Result<ManifestWriter> {
+        self.check_complete()?;
+        if self.part_offset > 0 {
+            self.end_part().await?;
+        }
+        let mut parts = self.stream.finish().await?;
+        parts.sort_by_key(|part| part.number);
+        let index = self.index.finish()?;
+        let manifest = FanOut::begin(&self.repositories, |keys, sealing| keys.manifest(&self.id, sealing)).await?;
+        let stored = StoredBackup {
+            repositories: self.repositories,
+            id: self.id,
+            kind: self.kind,
+            parts,
+            totals: self.totals,
+            index,
+        };
+        ManifestWriter::new(stored, manifest, self.options.level)
+    }
+
+    /// Gives the backup up: aborts what is being uploaded. What was uploaded whole stays behind
+    /// without a commit mark, for expiry to remove.
+    pub async fn abort(self) {
+        self.stream.abort().await;
+    }
+}
+
+/// A backup whose content is stored, and which only lacks its index and commit mark.
+pub(crate) struct StoredBackup {
+    repositories: Vec<ClusterRepository>,
+    id: BackupId,
+    kind: BackupKind,
+    parts: Vec<FinishedPart>,
+    totals: Totals,
+    index: FinishedIndex,
+}
+
+/// A backup whose manifest has been compared; ready to be committed.
+pub struct CheckedBackup {
+    stored: StoredBackup,
+    manifest: Vec<StoredFile>,
+}
+
+impl CheckedBackup {
+    /// The backup's id.
+    #[must_use]
+    pub fn id(&self) -> &BackupId {
+        &self.stored.id
+    }
+
+    /// Full or incremental.
+    #[must_use]
+    pub fn kind(&self) -> BackupKind {
+        self.stored.kind
+    }
+
+    /// Stores the index and, last of all, the commit mark, in every repository. `facts` fills in what
+    /// the caller knows; format, id, kind, parts, manifest, index, totals and recipients are ours.
+    ///
+    /// Returns the commit mark of the first repository.
+    ///
+    /// # Errors
+    /// When a repository fails: in that one the backup does not exist then.
+    pub async fn commit(self, facts: &BackupFacts<'_>) -> Result<Backup> {
+        let stored = self.stored;
+        let mut index = FanOut::begin(&stored.repositories, |keys, sealing| keys.index(&stored.id, sealing)).await?;
+        for chunk in &stored.index.compressed {
+            index.write(chunk.clone()).await?;
+        }
+        let objects = index.finish().await?;
+        let mut first = None;
+        for (place, repository) in stored.repositories.iter().enumerate() {
+            let key = repository.keys().index(&stored.id, repository.sealing());
+            let mut backup = facts(stored.id.clone());
+            backup.format = BACKUP_FORMAT;
+            backup.kind = stored.kind;
+            backup.parts = stored.parts.iter().map(|part| part.in_repository(place)).collect();
+            backup.manifest = self.manifest[place].clone();
+            backup.index = StoredFile {
+                name: key.file_name().to_owned(),
+                stored_size: objects[place].size,
+                crc32: format!("{:08x}", objects[place].crc32),
+                sha256: stored.index.digest.hex(),
+            };
+            backup.totals = stored.totals;
+            backup.totals.stored_size = backup.parts.iter().map(|part| part.stored_size).sum::<u64>()
+                + backup.manifest.stored_size
+                + backup.index.stored_size;
+            backup.recipients = repository.recipients().public_keys();
+            let json = to_json(&backup)?;
+            let key = repository.keys().backup(&stored.id);
+            if repository.store().create(&key, json).await? == Creation::Different {
+                return Err(RepositoryError::Conflict { repository: repository.name().to_owned(), key });
+            }
+            first.get_or_insert(backup);
+        }
+        first.ok_or_else(|| RepositoryError::Input("a backup needs a repository".to_owned()))
+    }
+}
+
+impl FinishedPart {
+    fn in_repository(&self, place: usize) -> Part {
+        Part {
+            number: self.number,
+            raw_size: self.raw_size,
+            stored_size: self.objects[place].size,
+            crc32: format!("{:08x}", self.objects[place].crc32),
+        }
+    }
+}
+
+/// Claims an id that is free in every repository. Two writers in one second get different ids,
+/// because the claim is a conditional create.
+async fn claim(
+    repositories: &[ClusterRepository],
+    kind: BackupKind,
+    host: String,
+    written_by: String,
+) -> Result<BackupId> {
+    for _ in 0..10 {
+        let time = Timestamp::now();
+        let id = BackupId::new(time, kind);
+        let started = Started {
+            format: BACKUP_FORMAT,
+            id: id.clone(),
+            host: host.clone(),
+            process: std::process::id(),
+            time,
+            written_by: written_by.clone(),
+        };
+        let json = to_json(&started)?;
+        let mut free = true;
+        for repository in repositories {
+            let key = repository.keys().started(&id);
+            if repository.store().create(&key, json.clone()).await? == Creation::Different {
+                free = false;
+                break;
+            }
+        }
+        if free {
+            return Ok(id);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(1_050)).await;
+    }
+    Err(RepositoryError::Input(
+        "ten backup ids in a row were taken by others; is another backup being started in a loop?".to_owned(),
+    ))
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> Result<Bytes> {
+    let mut json = serde_json::to_vec_pretty(value)
+        .map_err(|error| RepositoryError::Input(format!("writing JSON failed: {error}")))?;
+    json.push(b'\n');
+    Ok(json.into())
+}
+
+/// The index as it grows: compressed at once, since a cluster may have millions of files.
+struct IndexBuffer {
+    encoder: zstd::Encoder<'static, Vec<u8>>,
+    digest: sha2::Sha256,
+    size: u64,
+}
+
+struct FinishedIndex {
+    compressed: Vec<Bytes>,
+    digest: RawDigest,
+}
+
+impl IndexBuffer {
+    fn new() -> Result<Self> {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 3).map_err(compress_failure)?;
+        encoder.include_checksum(true).map_err(compress_failure)?;
+        Ok(Self { encoder, digest: sha2::Digest::new(), size: 0 })
+    }
+
+    fn push(&mut self, line: &IndexLine) -> Result<()> {
+        let mut text = Vec::with_capacity(200);
+        line.write(&mut text).map_err(compress_failure)?;
+        sha2::Digest::update(&mut self.digest, &text);
+        self.size += text.len() as u64;
+        std::io::Write::write_all(&mut self.encoder, &text).map_err(compress_failure)
+    }
+
+    fn finish(self) -> Result<FinishedIndex> {
+        let compressed = Bytes::from(self.encoder.finish().map_err(compress_failure)?);
+        let digest = RawDigest { sha256: sha2::Digest::finalize(self.digest).into(), size: self.size };
+        let chunk = 1 << 20;
+        let compressed = (0..compressed.len())
+            .step_by(chunk)
+            .map(|at| compressed.slice(at..compressed.len().min(at + chunk)))
+            .collect();
+        Ok(FinishedIndex { compressed, digest })
+    }
+}
+
+fn compress_failure(error: std::io::Error) -> RepositoryError {
+    RepositoryError::Input(format!("compressing failed: {error}"))
+}
+
+fn shared_compressor(level: i32) -> Arc<FrameCompressor> {
+    Arc::new(FrameCompressor::new(level))
+}

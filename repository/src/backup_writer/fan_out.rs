@@ -1,0 +1,72 @@
+//! One stream of bytes to an object in every repository, encrypted for each.
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+
+use crate::cluster::ClusterRepository;
+use crate::encryption::EncryptedStream;
+use crate::error::{RepositoryError, Result};
+use crate::keys::{ClusterKeys, ObjectKey, Sealing};
+use crate::store::{ObjectWriter, StoredObject};
+
+/// An object that is being written to every repository.
+pub(super) struct FanOut(Vec<Target>);
+
+struct Target {
+    writer: ObjectWriter,
+    seal: Option<EncryptedStream>,
+}
+
+impl FanOut {
+    pub(super) async fn begin(
+        repositories: &[ClusterRepository],
+        key: impl Fn(&ClusterKeys, Sealing) -> ObjectKey,
+    ) -> Result<Self> {
+        let mut targets = Vec::with_capacity(repositories.len());
+        for repository in repositories {
+            let sealing = repository.sealing();
+            let key = key(repository.keys(), sealing);
+            let seal = match sealing {
+                Sealing::Plain => None,
+                Sealing::Age => Some(repository.recipients().encrypt(None).map_err(encrypt_failure)?),
+            };
+            targets.push(Target { writer: repository.store().begin(&key).await?, seal });
+        }
+        Ok(Self(targets))
+    }
+
+    pub(super) async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        try_join_all(self.0.iter_mut().map(|target| target.write(bytes.clone()))).await.map(drop)
+    }
+
+    pub(super) async fn finish(self) -> Result<Vec<StoredObject>> {
+        try_join_all(self.0.into_iter().map(Target::finish)).await
+    }
+
+    pub(super) async fn abort(self) {
+        for target in self.0 {
+            target.writer.abort().await;
+        }
+    }
+}
+
+impl Target {
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        let bytes = match &mut self.seal {
+            None => bytes,
+            Some(stream) => stream.push(&bytes).map_err(encrypt_failure)?.into(),
+        };
+        if bytes.is_empty() { Ok(()) } else { self.writer.write(bytes).await }
+    }
+
+    async fn finish(mut self) -> Result<StoredObject> {
+        if let Some(stream) = self.seal.take() {
+            self.writer.write(stream.finish().map_err(encrypt_failure)?.into()).await?;
+        }
+        self.writer.finish().await
+    }
+}
+
+fn encrypt_failure(error: std::io::Error) -> RepositoryError {
+    RepositoryError::Input(format!("encrypting failed: {error}"))
+}
