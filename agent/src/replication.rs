@@ -17,12 +17,14 @@ mod literal;
 mod message;
 mod options;
 mod password_file;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod scripted;
 mod transport;
 mod wal_stream;
 
 pub use base_backup::{
-    ArchiveName, BackupEnd, BackupMessage, BackupStart, BaseBackupOptions, BaseBackupStream,
-    Tablespace,
+    ArchiveName, BackupEnd, BackupMessage, BackupStart, BaseBackupOptions, BaseBackupStream, Tablespace,
 };
 pub use commands::{SlotKind, SystemIdentification, TimelineHistoryFile};
 pub use connection::ReplicationConnection;

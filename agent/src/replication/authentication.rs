@@ -29,20 +29,11 @@ enum State {
 
 impl<'a> Login<'a> {
     pub(crate) fn new(user: &'a str, password: Option<Password>, readable_by_others: bool) -> Self {
-        Self {
-            user,
-            password,
-            readable_by_others,
-            state: State::Start,
-        }
+        Self { user, password, readable_by_others, state: State::Start }
     }
 
     /// Answers one request by appending to `output`; says whether the server has let us in.
-    pub(crate) fn answer(
-        &mut self,
-        request: Authentication,
-        output: &mut BytesMut,
-    ) -> Result<bool, ReplicationError> {
+    pub(crate) fn answer(&mut self, request: Authentication, output: &mut BytesMut) -> Result<bool, ReplicationError> {
         let state = std::mem::replace(&mut self.state, State::Start);
         self.state = match (request, state) {
             (Authentication::Ok, State::ScramSent(_)) => {
@@ -65,38 +56,27 @@ impl<'a> Login<'a> {
                 State::PasswordSent
             }
             (Authentication::Sasl { mechanisms }, State::Start) => {
-                if !mechanisms
-                    .iter()
-                    .any(|name| name == SCRAM_SHA_256.as_bytes())
-                {
-                    return Err(self.refuse(
-                        "the server offers no login method that pgark speaks (SCRAM-SHA-256)",
-                    ));
+                if !mechanisms.iter().any(|name| name == SCRAM_SHA_256.as_bytes()) {
+                    return Err(self.refuse("the server offers no login method that pgark speaks (SCRAM-SHA-256)"));
                 }
-                let scram =
-                    ScramSha256::new(self.password()?.as_bytes(), ChannelBinding::unsupported());
+                let scram = ScramSha256::new(self.password()?.as_bytes(), ChannelBinding::unsupported());
                 frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), output)
                     .map_err(|error| self.refuse(&error.to_string()))?;
                 State::ScramSent(Box::new(scram))
             }
             (Authentication::SaslContinue(data), State::ScramSent(mut scram)) => {
-                scram
-                    .update(&data)
-                    .map_err(|error| self.refuse(&format!("SCRAM: {error}")))?;
-                frontend::sasl_response(scram.message(), output)
-                    .map_err(|error| self.refuse(&error.to_string()))?;
+                scram.update(&data).map_err(|error| self.refuse(&format!("SCRAM: {error}")))?;
+                frontend::sasl_response(scram.message(), output).map_err(|error| self.refuse(&error.to_string()))?;
                 State::ScramSent(scram)
             }
             (Authentication::SaslFinal(data), State::ScramSent(mut scram)) => {
-                scram
-                    .finish(&data)
-                    .map_err(|error| self.refuse(&format!("SCRAM: {error}")))?;
+                scram.finish(&data).map_err(|error| self.refuse(&format!("SCRAM: {error}")))?;
                 State::ServerProven
             }
             (Authentication::Other(code), State::Start) => {
-                return Err(self.refuse(&format!(
-                    "the server asks for login method {code}, which pgark does not speak"
-                )));
+                return Err(
+                    self.refuse(&format!("the server asks for login method {code}, which pgark does not speak"))
+                );
             }
             _ => return Err(ReplicationError::violation("login messages out of order")),
         };
@@ -104,27 +84,15 @@ impl<'a> Login<'a> {
     }
 
     fn password(&self) -> Result<&Password, ReplicationError> {
-        self.password
-            .as_ref()
-            .ok_or_else(|| ReplicationError::PasswordMissing {
-                user: self.user.to_owned(),
-            })
+        self.password.as_ref().ok_or_else(|| ReplicationError::PasswordMissing { user: self.user.to_owned() })
     }
 
-    fn send_password(
-        &self,
-        password: &[u8],
-        output: &mut BytesMut,
-    ) -> Result<(), ReplicationError> {
-        frontend::password_message(password, output)
-            .map_err(|_| self.refuse("the password contains a zero byte"))
+    fn send_password(&self, password: &[u8], output: &mut BytesMut) -> Result<(), ReplicationError> {
+        frontend::password_message(password, output).map_err(|_| self.refuse("the password contains a zero byte"))
     }
 
     fn refuse(&self, reason: &str) -> ReplicationError {
-        ReplicationError::AuthenticationRefused {
-            user: self.user.to_owned(),
-            reason: reason.to_owned(),
-        }
+        ReplicationError::AuthenticationRefused { user: self.user.to_owned(), reason: reason.to_owned() }
     }
 }
 
@@ -142,14 +110,10 @@ mod tests {
     #[test]
     fn a_clear_password_stays_off_the_network() {
         let mut output = BytesMut::new();
-        let error = login(true)
-            .answer(Authentication::CleartextPassword, &mut output)
-            .unwrap_err();
+        let error = login(true).answer(Authentication::CleartextPassword, &mut output).unwrap_err();
         assert!(error.to_string().contains("clear text"), "{error}");
         assert!(output.is_empty());
-        login(false)
-            .answer(Authentication::CleartextPassword, &mut output)
-            .unwrap();
+        login(false).answer(Authentication::CleartextPassword, &mut output).unwrap();
         assert_eq!(&output[..], b"p\0\0\0\x0bs3cret\0");
     }
 
@@ -157,52 +121,27 @@ mod tests {
     fn a54_a_server_that_skips_its_own_proof_is_refused() {
         let mut output = BytesMut::new();
         let mut login = login(true);
-        let mechanisms = vec![
-            Bytes::from_static(b"SCRAM-SHA-256-PLUS"),
-            Bytes::from_static(b"SCRAM-SHA-256"),
-        ];
-        assert!(
-            !login
-                .answer(Authentication::Sasl { mechanisms }, &mut output)
-                .unwrap()
-        );
+        let mechanisms = vec![Bytes::from_static(b"SCRAM-SHA-256-PLUS"), Bytes::from_static(b"SCRAM-SHA-256")];
+        assert!(!login.answer(Authentication::Sasl { mechanisms }, &mut output).unwrap());
         let error = login.answer(Authentication::Ok, &mut output).unwrap_err();
         assert!(error.to_string().contains("did not prove"), "{error}");
     }
 
     #[test]
     fn a54_garbage_instead_of_scram_is_an_error() {
-        for garbage in [
-            &b""[..],
-            b"r=",
-            b"r=x,s=,i=1",
-            b"\xff\xfe",
-            b"r=x,s=AAAA,i=4294967296",
-        ] {
+        for garbage in [&b""[..], b"r=", b"r=x,s=,i=1", b"\xff\xfe", b"r=x,s=AAAA,i=4294967296"] {
             let mut output = BytesMut::new();
             let mut login = login(true);
             let mechanisms = vec![Bytes::from_static(b"SCRAM-SHA-256")];
-            login
-                .answer(Authentication::Sasl { mechanisms }, &mut output)
-                .unwrap();
-            login
-                .answer(
-                    Authentication::SaslContinue(Bytes::copy_from_slice(garbage)),
-                    &mut output,
-                )
-                .unwrap_err();
+            login.answer(Authentication::Sasl { mechanisms }, &mut output).unwrap();
+            login.answer(Authentication::SaslContinue(Bytes::copy_from_slice(garbage)), &mut output).unwrap_err();
         }
     }
 
     #[test]
     fn a_missing_password_says_so() {
         let mut login = Login::new("ada", None, false);
-        let error = login
-            .answer(
-                Authentication::Md5Password { salt: [1; 4] },
-                &mut BytesMut::new(),
-            )
-            .unwrap_err();
+        let error = login.answer(Authentication::Md5Password { salt: [1; 4] }, &mut BytesMut::new()).unwrap_err();
         assert!(matches!(error, ReplicationError::PasswordMissing { .. }));
         assert!(error.hint().unwrap().contains(".pgpass"));
     }

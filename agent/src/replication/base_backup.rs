@@ -63,11 +63,7 @@ impl Default for BaseBackupOptions {
 impl BaseBackupOptions {
     fn command(&self) -> Result<String, ReplicationError> {
         let mut command = format!("BASE_BACKUP (LABEL {}", literal::label(&self.label)?);
-        command.push_str(if self.fast_checkpoint {
-            ", CHECKPOINT 'fast'"
-        } else {
-            ", CHECKPOINT 'spread'"
-        });
+        command.push_str(if self.fast_checkpoint { ", CHECKPOINT 'fast'" } else { ", CHECKPOINT 'spread'" });
         for (name, value) in [
             ("PROGRESS", self.progress),
             ("WAIT", self.wait_for_archive),
@@ -141,11 +137,7 @@ impl ArchiveName {
             return Some(Self::Base);
         }
         let digits = stem.bytes().all(|byte| byte.is_ascii_digit()) && !stem.starts_with('0');
-        if digits {
-            stem.parse().ok().map(Self::Tablespace)
-        } else {
-            None
-        }
+        if digits { stem.parse().ok().map(Self::Tablespace) } else { None }
     }
 }
 
@@ -194,10 +186,7 @@ enum Section {
 
 impl ReplicationConnection {
     /// Starts a base backup and returns when the server begins to send, which with a spread checkpoint takes minutes.
-    pub async fn base_backup(
-        &mut self,
-        options: &BaseBackupOptions,
-    ) -> Result<BaseBackupStream<'_>, ReplicationError> {
+    pub async fn base_backup(&mut self, options: &BaseBackupOptions) -> Result<BaseBackupStream<'_>, ReplicationError> {
         let command = options.command()?;
         let version = self.server_version_num().await?;
         if version < MIN_VERSION {
@@ -240,13 +229,8 @@ impl BaseBackupStream<'_> {
 
     /// The server's estimate for everything, where progress was asked for.
     pub fn estimated_size_kib(&self) -> Option<u64> {
-        let tablespaces = self
-            .tablespaces
-            .iter()
-            .map(|tablespace| tablespace.size_kib);
-        tablespaces.fold(self.data_directory_size_kib, |sum, size| {
-            sum?.checked_add(size?)
-        })
+        let tablespaces = self.tablespaces.iter().map(|tablespace| tablespace.size_kib);
+        tablespaces.fold(self.data_directory_size_kib, |sum, size| sum?.checked_add(size?))
     }
 
     /// Waits for the next piece; nothing after the last. Cancel-safe.
@@ -254,20 +238,14 @@ impl BaseBackupStream<'_> {
         if self.section == Section::Done {
             return Ok(None);
         }
-        match self
-            .connection
-            .receive("in the middle of a base backup")
-            .await?
-        {
+        match self.connection.receive("in the middle of a base backup").await? {
             BackendMessage::CopyData(data) => self.interpret(data).map(Some),
             BackendMessage::CopyDone => {
                 self.check_complete()?;
                 self.section = Section::Done;
                 Ok(None)
             }
-            BackendMessage::ErrorResponse(server) => {
-                Err(self.connection.fail_command(server).await)
-            }
+            BackendMessage::ErrorResponse(server) => Err(self.connection.fail_command(server).await),
             other => Err(unexpected(&other, "in a base backup")),
         }
     }
@@ -277,9 +255,7 @@ impl BaseBackupStream<'_> {
             Ok(b'd') => match self.section {
                 Section::Archive => Ok(BackupMessage::Data(data)),
                 Section::Manifest => Ok(BackupMessage::ManifestData(data)),
-                Section::BeforeFirst | Section::Done => {
-                    Err(ReplicationError::violation("data before an archive"))
-                }
+                Section::BeforeFirst | Section::Done => Err(ReplicationError::violation("data before an archive")),
             },
             Ok(b'n') => self.begin_archive(data),
             Ok(b'm') => {
@@ -291,10 +267,9 @@ impl BaseBackupStream<'_> {
             }
             Ok(b'p') if data.len() == 8 => Ok(BackupMessage::Progress(data.get_u64())),
             Ok(b'p') => Err(ReplicationError::violation("malformed progress message")),
-            Ok(other) => Err(ReplicationError::violation(format!(
-                "unknown piece '{}' of a base backup",
-                other.escape_ascii()
-            ))),
+            Ok(other) => {
+                Err(ReplicationError::violation(format!("unknown piece '{}' of a base backup", other.escape_ascii())))
+            }
             Err(_) => Err(ReplicationError::violation("empty piece of a base backup")),
         }
     }
@@ -304,12 +279,7 @@ impl BaseBackupStream<'_> {
         let (Ok(text), Ok(tablespace_path)) = (fields.text(), fields.text()) else {
             return Err(ReplicationError::violation("malformed start of an archive"));
         };
-        let refuse = |why: &str| {
-            Err(ReplicationError::violation(format!(
-                "archive \"{}\" {why}",
-                text.escape_ascii()
-            )))
-        };
+        let refuse = |why: &str| Err(ReplicationError::violation(format!("archive \"{}\" {why}", text.escape_ascii())));
         let Some(name) = ArchiveName::parse(&text) else {
             return refuse("has a name that no server gives");
         };
@@ -321,10 +291,7 @@ impl BaseBackupStream<'_> {
         }
         let known = match name {
             ArchiveName::Base => true,
-            ArchiveName::Tablespace(oid) => self
-                .tablespaces
-                .iter()
-                .any(|tablespace| tablespace.oid == oid),
+            ArchiveName::Tablespace(oid) => self.tablespaces.iter().any(|tablespace| tablespace.oid == oid),
         };
         if !known {
             return refuse("is of no tablespace that the server listed");
@@ -332,28 +299,18 @@ impl BaseBackupStream<'_> {
         self.seen.push(name);
         self.section = Section::Archive;
         // Copied, because a slice would keep the whole read buffer for as long as the archive lasts.
-        Ok(BackupMessage::Archive {
-            name,
-            tablespace_path: Bytes::copy_from_slice(&tablespace_path),
-        })
+        Ok(BackupMessage::Archive { name, tablespace_path: Bytes::copy_from_slice(&tablespace_path) })
     }
 
     fn check_complete(&self) -> Result<(), ReplicationError> {
-        let expected = self
-            .tablespaces
-            .iter()
-            .map(|tablespace| ArchiveName::Tablespace(tablespace.oid));
+        let expected = self.tablespaces.iter().map(|tablespace| ArchiveName::Tablespace(tablespace.oid));
         for name in expected.chain([ArchiveName::Base]) {
             if !self.seen.contains(&name) {
-                return Err(ReplicationError::violation(format!(
-                    "the backup ended without {name}"
-                )));
+                return Err(ReplicationError::violation(format!("the backup ended without {name}")));
             }
         }
         if self.expects_manifest && self.section != Section::Manifest {
-            return Err(ReplicationError::violation(
-                "the backup ended without a manifest",
-            ));
+            return Err(ReplicationError::violation("the backup ended without a manifest"));
         }
         Ok(())
     }
@@ -373,9 +330,7 @@ impl BaseBackupStream<'_> {
             BackendMessage::CommandComplete(tag) if tag.starts_with(b"BASE_BACKUP") => {}
             BackendMessage::ErrorResponse(server) => {
                 return Err(match connection.fail_command(server).await {
-                    ReplicationError::Server { server }
-                        if server.sqlstate == sqlstate::DATA_CORRUPTED =>
-                    {
+                    ReplicationError::Server { server } if server.sqlstate == sqlstate::DATA_CORRUPTED => {
                         ReplicationError::PagesDamaged { end, server }
                     }
                     error => error,
@@ -396,15 +351,9 @@ impl BaseBackupStream<'_> {
 
 fn parse_position(rows: &[Row]) -> Result<(Lsn, TimelineId), ReplicationError> {
     let [row] = rows else {
-        return Err(ReplicationError::violation(format!(
-            "expected one row with a position, got {}",
-            rows.len()
-        )));
+        return Err(ReplicationError::violation(format!("expected one row with a position, got {}", rows.len())));
     };
-    Ok((
-        parse_column(row, 0, "a WAL position")?,
-        timeline_column(row, 1)?,
-    ))
+    Ok((parse_column(row, 0, "a WAL position")?, timeline_column(row, 1)?))
 }
 
 fn parse_tablespaces(rows: &[Row]) -> Result<(Vec<Tablespace>, Option<u64>), ReplicationError> {
@@ -417,9 +366,7 @@ fn parse_tablespaces(rows: &[Row]) -> Result<(Vec<Tablespace>, Option<u64>), Rep
         };
         if let Some(None) = row.first() {
             if data_directory.replace(size_kib).is_some() {
-                return Err(ReplicationError::violation(
-                    "the data directory is listed twice",
-                ));
+                return Err(ReplicationError::violation("the data directory is listed twice"));
             }
             continue;
         }
@@ -431,9 +378,7 @@ fn parse_tablespaces(rows: &[Row]) -> Result<(Vec<Tablespace>, Option<u64>), Rep
     }
     match data_directory {
         Some(size_kib) => Ok((tablespaces, size_kib)),
-        None => Err(ReplicationError::violation(
-            "the data directory is not listed",
-        )),
+        None => Err(ReplicationError::violation("the data directory is not listed")),
     }
 }
 
@@ -442,15 +387,12 @@ fn parse_tablespaces(rows: &[Row]) -> Result<(Vec<Tablespace>, Option<u64>), Rep
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::scripted::Script;
     use super::*;
 
     #[test]
     fn the_command_names_every_option() {
-        let options = BaseBackupOptions {
-            label: "it's".to_owned(),
-            max_rate_kib: Some(32),
-            ..Default::default()
-        };
+        let options = BaseBackupOptions { label: "it's".to_owned(), max_rate_kib: Some(32), ..Default::default() };
         assert_eq!(
             options.command().unwrap(),
             "BASE_BACKUP (LABEL 'it''s', CHECKPOINT 'spread', PROGRESS true, WAIT false, TABLESPACE_MAP true, \
@@ -461,10 +403,7 @@ mod tests {
     #[test]
     fn a11_archive_names_that_no_server_gives_are_refused() {
         assert_eq!(ArchiveName::parse(b"base.tar"), Some(ArchiveName::Base));
-        assert_eq!(
-            ArchiveName::parse(b"16384.tar"),
-            Some(ArchiveName::Tablespace(16384))
-        );
+        assert_eq!(ArchiveName::parse(b"16384.tar"), Some(ArchiveName::Tablespace(16384)));
         for bad in [
             &b"../x.tar"[..],
             b"base.tar\n",
@@ -491,12 +430,142 @@ mod tests {
             Some(Bytes::from_static(b"/t\xff")),
             Some(Bytes::from_static(b"7")),
         ];
-        let (tablespaces, size) =
-            parse_tablespaces(&[other.clone(), data_directory.clone()]).unwrap();
+        let (tablespaces, size) = parse_tablespaces(&[other.clone(), data_directory.clone()]).unwrap();
         assert_eq!(tablespaces[0].location.as_ref(), b"/t\xff");
         assert_eq!(size, Some(100));
         parse_tablespaces(&[other]).unwrap_err();
         parse_tablespaces(&[data_directory.clone(), data_directory]).unwrap_err();
+    }
+
+    /// A backup of one tablespace and the data directory, as a server sends it.
+    fn backup() -> Script {
+        let script = Script::default().row(&["0/2000028", "1"]).complete("SELECT");
+        let script = script
+            .row(&["16384", "/space", "7"])
+            .message(b'D', b"\0\x03\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\x03100")
+            .complete("SELECT");
+        let pieces: [&[u8]; 8] = [
+            b"n16384.tar\0/space\0",
+            b"dtar of the tablespace",
+            b"p\0\0\0\0\0\0\x01\0",
+            b"nbase.tar\0\0",
+            b"dtar of ",
+            b"dthe base",
+            b"m",
+            b"dmanifest",
+        ];
+        let script = pieces.iter().fold(script.message(b'H', &[0, 0, 0]), |script, piece| script.message(b'd', piece));
+        let script = script.message(b'c', b"").row(&["0/2000100", "1"]);
+        script.complete("SELECT").complete("BASE_BACKUP").ready()
+    }
+
+    async fn take(script: Script) -> Result<(Vec<BackupMessage>, BackupEnd), ReplicationError> {
+        let (mut connection, _server) = script.connect().await;
+        let mut stream = connection.base_backup(&BaseBackupOptions::default()).await?;
+        let mut messages = Vec::new();
+        while let Some(message) = stream.next().await? {
+            messages.push(message);
+        }
+        Ok((messages, stream.finish().await?))
+    }
+
+    #[tokio::test]
+    async fn a05_noise_between_all_messages_changes_nothing() {
+        let (messages, end) = take(backup()).await.unwrap();
+        assert_eq!(messages.len(), 8);
+        assert_eq!(messages[2], BackupMessage::Progress(256));
+        assert_eq!(messages[7], BackupMessage::ManifestData(Bytes::from_static(b"manifest")));
+        assert_eq!(end.lsn, Lsn::new(0x200_0100));
+        assert_eq!(take(backup().noisy()).await.unwrap(), (messages, end));
+    }
+
+    #[tokio::test]
+    async fn a01_an_end_at_any_message_is_a_failure() {
+        for count in 0..backup().len() {
+            let error = take(backup().cut_after(count)).await.unwrap_err();
+            assert!(matches!(error, ReplicationError::ConnectionClosed { .. }), "after {count}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_at_any_message_is_that_error_and_leaves_the_connection_usable() {
+        for count in 0..backup().len() {
+            let script = backup().cut_after(count).error("55000").ready();
+            let (mut connection, _server) = script.row(&["x"]).complete("SHOW").ready().connect().await;
+            let mut result = Ok(());
+            match connection.base_backup(&BaseBackupOptions::default()).await {
+                Err(error) => result = Err(error),
+                Ok(mut stream) => {
+                    while result.is_ok() {
+                        match stream.next().await {
+                            Ok(Some(_)) => {}
+                            Ok(None) => {
+                                result = stream.finish().await.map(drop);
+                                break;
+                            }
+                            Err(error) => result = Err(error),
+                        }
+                    }
+                }
+            }
+            assert_eq!(result.unwrap_err().sqlstate(), Some("55000"), "after {count}");
+            assert_eq!(connection.show("a").await.unwrap(), "x", "after {count}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a04_only_an_error_after_the_end_row_says_that_the_data_is_complete() {
+        let before_ready = backup().cut_after(backup().len() - 2);
+        let error = take(before_ready.error("XX001").ready()).await.unwrap_err();
+        assert!(
+            matches!(error, ReplicationError::PagesDamaged { end, .. } if end.lsn == Lsn::new(0x200_0100)),
+            "{error}"
+        );
+        let in_the_middle = backup().cut_after(10);
+        let error = take(in_the_middle.error("XX001").ready()).await.unwrap_err();
+        assert!(matches!(error, ReplicationError::Server { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a11_pieces_that_no_server_sends_are_refused() {
+        let start = backup().cut_after(8);
+        let begun = start.clone().message(b'd', b"nbase.tar\0\0");
+        let manifest = begun.clone().message(b'd', b"m");
+        for (script, piece) in [
+            (&start, &b"x"[..]),
+            (&start, b""),
+            (&start, b"ddata before an archive"),
+            (&start, b"n../x.tar\0\0"),
+            (&start, b"nbase.tar\n\0\0"),
+            (&start, b"n99999.tar\0/not/listed\0"),
+            (&start, b"nbase.tar"),
+            (&start, b"nbase.tar\0"),
+            (&start, b"p123"),
+            (&begun, b"nbase.tar\0\0"),
+            (&manifest, b"m"),
+            (&manifest, b"n16384.tar\0\0"),
+        ] {
+            let error = take(script.clone().message(b'd', piece)).await.unwrap_err();
+            assert!(matches!(error, ReplicationError::ProtocolViolation(_)), "{}: {error}", piece.escape_ascii());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_backup_that_lacks_an_archive_or_its_manifest_is_refused() {
+        let start = backup().cut_after(8);
+        let base = start.clone().message(b'd', b"nbase.tar\0\0");
+        let both = base.clone().message(b'd', b"n16384.tar\0\0");
+        for script in [start, base, both] {
+            let error = take(script.message(b'c', b"")).await.unwrap_err();
+            assert!(error.to_string().contains("ended without"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_left_makes_the_connection_refuse_more() {
+        let (mut connection, _server) = backup().connect().await;
+        drop(connection.base_backup(&BaseBackupOptions::default()).await.unwrap());
+        assert!(matches!(connection.show("a").await, Err(ReplicationError::Unusable)));
     }
 
     proptest! {

@@ -77,13 +77,8 @@ impl ReplicationConnection {
 
     /// Fetches the history file of a timeline. Timeline 1 has none, and one that the server does not have is an error
     /// for which [`ReplicationError::is_missing_file`] holds.
-    pub async fn timeline_history(
-        &mut self,
-        timeline: TimelineId,
-    ) -> Result<TimelineHistoryFile, ReplicationError> {
-        let row = self
-            .query_one(&format!("TIMELINE_HISTORY {timeline}"))
-            .await?;
+    pub async fn timeline_history(&mut self, timeline: TimelineId) -> Result<TimelineHistoryFile, ReplicationError> {
+        let row = self.query_one(&format!("TIMELINE_HISTORY {timeline}")).await?;
         let name = text_column(&row, 0, "the name of a history file")?;
         let expected = format!("{}.history", timeline.hex());
         if name != expected {
@@ -93,10 +88,7 @@ impl ReplicationConnection {
             )));
         }
         let content = Bytes::copy_from_slice(column(&row, 1, "a history file")?);
-        Ok(TimelineHistoryFile {
-            name: expected,
-            content,
-        })
+        Ok(TimelineHistoryFile { name: expected, content })
     }
 
     /// Creates a physical slot. With `reserve_wal` the server keeps WAL for it from now on, without it only from the
@@ -131,54 +123,31 @@ impl ReplicationConnection {
         let count = rows.len();
         match <[Row; 1]>::try_from(rows) {
             Ok([row]) => Ok(row),
-            Err(_) => Err(ReplicationError::violation(format!(
-                "{command}: expected one row, got {count}"
-            ))),
+            Err(_) => Err(ReplicationError::violation(format!("{command}: expected one row, got {count}"))),
         }
     }
 }
 
 /// The bytes of a column that must be there.
-pub(crate) fn column<'a>(
-    row: &'a Row,
-    index: usize,
-    what: &str,
-) -> Result<&'a [u8], ReplicationError> {
+pub(crate) fn column<'a>(row: &'a Row, index: usize, what: &str) -> Result<&'a [u8], ReplicationError> {
     match row.get(index) {
         Some(Some(value)) => Ok(value),
-        Some(None) => Err(ReplicationError::violation(format!(
-            "expected {what}, got NULL"
-        ))),
-        None => Err(ReplicationError::violation(format!(
-            "expected {what}, got only {} columns",
-            row.len()
-        ))),
+        Some(None) => Err(ReplicationError::violation(format!("expected {what}, got NULL"))),
+        None => Err(ReplicationError::violation(format!("expected {what}, got only {} columns", row.len()))),
     }
 }
 
-pub(crate) fn text_column<'a>(
-    row: &'a Row,
-    index: usize,
-    what: &str,
-) -> Result<&'a str, ReplicationError> {
+pub(crate) fn text_column<'a>(row: &'a Row, index: usize, what: &str) -> Result<&'a str, ReplicationError> {
     let value = column(row, index, what)?;
     str::from_utf8(value).map_err(|_| {
-        ReplicationError::violation(format!(
-            "expected {what}, got {:?}",
-            value.escape_ascii().to_string()
-        ))
+        ReplicationError::violation(format!("expected {what}, got {:?}", value.escape_ascii().to_string()))
     })
 }
 
 /// A column that is written as text in the form that its type reads.
-pub(crate) fn parse_column<T: std::str::FromStr>(
-    row: &Row,
-    index: usize,
-    what: &str,
-) -> Result<T, ReplicationError> {
+pub(crate) fn parse_column<T: std::str::FromStr>(row: &Row, index: usize, what: &str) -> Result<T, ReplicationError> {
     let text = text_column(row, index, what)?;
-    text.parse()
-        .map_err(|_| ReplicationError::violation(format!("expected {what}, got {text:?}")))
+    text.parse().map_err(|_| ReplicationError::violation(format!("expected {what}, got {text:?}")))
 }
 
 /// A timeline: `int4` up to 15 and `int8` from 16 on, but always decimal text.

@@ -71,14 +71,9 @@ impl ReplicationConnection {
         }))
     }
 
-    async fn connect_to(
-        host: &Host,
-        options: &ConnectionOptions,
-    ) -> Result<Self, ReplicationError> {
+    async fn connect_to(host: &Host, options: &ConnectionOptions) -> Result<Self, ReplicationError> {
         if host.is_tcp() && options.ssl_mode > SslMode::Prefer {
-            return Err(ReplicationError::TlsUnavailable {
-                mode: options.ssl_mode.as_str(),
-            });
+            return Err(ReplicationError::TlsUnavailable { mode: options.ssl_mode.as_str() });
         }
         match Self::connect_with(host, options, true).await {
             // PostgreSQL 13 does not know the setting.
@@ -102,14 +97,9 @@ impl ReplicationConnection {
         };
         match options.connect_timeout {
             None => attempt.await,
-            Some(limit) => tokio::time::timeout(limit, attempt)
-                .await
-                .unwrap_or_else(|_| {
-                    Err(ReplicationError::ConnectTimeout {
-                        endpoint: host.to_string(),
-                        seconds: limit.as_secs(),
-                    })
-                }),
+            Some(limit) => tokio::time::timeout(limit, attempt).await.unwrap_or_else(|_| {
+                Err(ReplicationError::ConnectTimeout { endpoint: host.to_string(), seconds: limit.as_secs() })
+            }),
         }
     }
 
@@ -127,16 +117,19 @@ impl ReplicationConnection {
         }
     }
 
+    /// A session of PostgreSQL 15 on a stream that needs no login.
+    #[cfg(test)]
+    pub(crate) fn logged_in(transport: Transport) -> Self {
+        Self { phase: Phase::Session, busy: false, version: Some(150_000), ..Self::new(transport) }
+    }
+
     async fn log_in(
         &mut self,
         host: &Host,
         options: &ConnectionOptions,
         session_settings: bool,
     ) -> Result<(), ReplicationError> {
-        let settings = [
-            session_settings.then_some(SESSION_SETTINGS),
-            options.options.as_deref(),
-        ];
+        let settings = [session_settings.then_some(SESSION_SETTINGS), options.options.as_deref()];
         let settings = settings.into_iter().flatten().collect::<Vec<_>>().join(" ");
         let mut parameters = vec![
             ("user", options.user.as_str()),
@@ -154,11 +147,7 @@ impl ReplicationConnection {
         })?;
 
         let password = options.replication_password(host);
-        let mut login = Login::new(
-            &options.user,
-            password,
-            self.transport.is_readable_by_others(),
-        );
+        let mut login = Login::new(&options.user, password, self.transport.is_readable_by_others());
         loop {
             match self.receive("during the login").await? {
                 BackendMessage::Authentication(request) => {
@@ -167,11 +156,7 @@ impl ReplicationConnection {
                     }
                 }
                 BackendMessage::ErrorResponse(server) => {
-                    return Err(ReplicationError::from_login(
-                        server,
-                        &options.user,
-                        &host.to_string(),
-                    ));
+                    return Err(ReplicationError::from_login(server, &options.user, &host.to_string()));
                 }
                 BackendMessage::NegotiateProtocolVersion if self.phase == Phase::Login => {}
                 BackendMessage::BackendKeyData { process_id } if self.phase == Phase::Session => {
@@ -285,16 +270,12 @@ impl ReplicationConnection {
     }
 
     /// Waits for the next message that is not a notice, a notification or a parameter report.
-    pub(crate) async fn receive(
-        &mut self,
-        during: &'static str,
-    ) -> Result<BackendMessage, ReplicationError> {
+    pub(crate) async fn receive(&mut self, during: &'static str) -> Result<BackendMessage, ReplicationError> {
         loop {
             let missing = match take_message(&mut self.input, self.phase)? {
                 Taken::Message(BackendMessage::ParameterStatus { name, value }) => {
                     // Copied, because a slice would keep the whole read buffer.
-                    self.parameters
-                        .insert(name.to_vec(), Bytes::copy_from_slice(&value));
+                    self.parameters.insert(name.to_vec(), Bytes::copy_from_slice(&value));
                     continue;
                 }
                 Taken::Message(BackendMessage::NoticeResponse(notice)) => {
@@ -309,11 +290,7 @@ impl ReplicationConnection {
         }
     }
 
-    async fn read_more(
-        &mut self,
-        missing: usize,
-        during: &'static str,
-    ) -> Result<(), ReplicationError> {
+    async fn read_more(&mut self, missing: usize, during: &'static str) -> Result<(), ReplicationError> {
         if !self.output.is_empty()
             && let Err(error) = self.flush().await
         {
@@ -323,8 +300,7 @@ impl ReplicationConnection {
         let needed = missing.max(MIN_READ_LEN);
         if self.input.capacity() - self.input.len() < needed {
             // Asking for a whole buffer makes `bytes` turn the old one over when no slice of it is held any more.
-            self.input
-                .reserve(needed.max(READ_BUFFER_LEN.saturating_sub(self.input.len())));
+            self.input.reserve(needed.max(READ_BUFFER_LEN.saturating_sub(self.input.len())));
         }
         match self.transport.read_buf(&mut self.input).await {
             Ok(0) => Err(match self.write_error.take() {
@@ -363,18 +339,8 @@ pub(crate) fn unexpected(message: &BackendMessage, place: &str) -> ReplicationEr
 
 fn log_notice(notice: &ServerError) {
     if notice.severity == "WARNING" {
-        tracing::warn!(
-            sqlstate = notice.sqlstate,
-            detail = notice.detail,
-            "server: {}",
-            notice.message
-        );
+        tracing::warn!(sqlstate = notice.sqlstate, detail = notice.detail, "server: {}", notice.message);
     } else {
-        tracing::debug!(
-            sqlstate = notice.sqlstate,
-            detail = notice.detail,
-            "server: {}",
-            notice.message
-        );
+        tracing::debug!(sqlstate = notice.sqlstate, detail = notice.detail, "server: {}", notice.message);
     }
 }

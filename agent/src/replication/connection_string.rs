@@ -66,10 +66,7 @@ pub enum ConnectionStringError {
 
 /// Takes a connection string apart, in either form.
 pub(crate) fn split(text: &str) -> Result<Vec<(String, String)>, ConnectionStringError> {
-    match text
-        .strip_prefix("postgresql://")
-        .or_else(|| text.strip_prefix("postgres://"))
-    {
+    match text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://")) {
         Some(rest) => split_url(rest),
         None => split_keywords(text),
     }
@@ -126,9 +123,7 @@ fn split_url(rest: &str) -> Result<Vec<(String, String)>, ConnectionStringError>
         }
     };
 
-    let user_end = rest
-        .find(['@', '/'])
-        .filter(|&end| rest[end..].starts_with('@'));
+    let user_end = rest.find(['@', '/']).filter(|&end| rest[end..].starts_with('@'));
     let rest = match user_end {
         Some(end) => {
             let (user, password) = rest[..end].split_once(':').unwrap_or((&rest[..end], ""));
@@ -159,9 +154,7 @@ fn split_url(rest: &str) -> Result<Vec<(String, String)>, ConnectionStringError>
 
     for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
         let Some((keyword, value)) = parameter.split_once('=') else {
-            return Err(ConnectionStringError::InvalidUrl {
-                problem: "a parameter after \"?\" has no \"=\"",
-            });
+            return Err(ConnectionStringError::InvalidUrl { problem: "a parameter after \"?\" has no \"=\"" });
         };
         let (keyword, value) = (decode(keyword)?, decode(value)?);
         // The form that JDBC made common; libpq reads it too.
@@ -177,16 +170,12 @@ fn split_url(rest: &str) -> Result<Vec<(String, String)>, ConnectionStringError>
 fn split_authority(entry: &str) -> Result<(&str, &str), ConnectionStringError> {
     if let Some(rest) = entry.strip_prefix('[') {
         let Some((address, after)) = rest.split_once(']') else {
-            return Err(ConnectionStringError::InvalidUrl {
-                problem: "an IPv6 address has no closing bracket",
-            });
+            return Err(ConnectionStringError::InvalidUrl { problem: "an IPv6 address has no closing bracket" });
         };
         return match after.strip_prefix(':') {
             Some(port) => Ok((address, port)),
             None if after.is_empty() => Ok((address, "")),
-            None => Err(ConnectionStringError::InvalidUrl {
-                problem: "text follows the bracket of an IPv6 address",
-            }),
+            None => Err(ConnectionStringError::InvalidUrl { problem: "text follows the bracket of an IPv6 address" }),
         };
     }
     Ok(entry.split_once(':').unwrap_or((entry, "")))
@@ -200,29 +189,19 @@ fn decode(text: &str) -> Result<String, ConnectionStringError> {
             bytes.push(byte);
             continue;
         }
-        let digit = |c: u8| {
-            (c as char)
-                .to_digit(16)
-                .and_then(|value| u8::try_from(value).ok())
-        };
+        let digit = |c: u8| (c as char).to_digit(16).and_then(|value| u8::try_from(value).ok());
         let decoded = (rest.next().and_then(digit)).zip(rest.next().and_then(digit));
         match decoded.map(|(high, low)| high * 16 + low) {
             Some(0) => {
-                return Err(ConnectionStringError::InvalidUrl {
-                    problem: "it contains %00",
-                });
+                return Err(ConnectionStringError::InvalidUrl { problem: "it contains %00" });
             }
             Some(byte) => bytes.push(byte),
             None => {
-                return Err(ConnectionStringError::InvalidUrl {
-                    problem: "\"%\" is not followed by two hex digits",
-                });
+                return Err(ConnectionStringError::InvalidUrl { problem: "\"%\" is not followed by two hex digits" });
             }
         }
     }
-    String::from_utf8(bytes).map_err(|_| ConnectionStringError::InvalidUrl {
-        problem: "it is not UTF-8",
-    })
+    String::from_utf8(bytes).map_err(|_| ConnectionStringError::InvalidUrl { problem: "it is not UTF-8" })
 }
 
 #[cfg(test)]
@@ -237,62 +216,33 @@ mod tests {
     }
 
     fn expect(text: &str, expected: &[(&str, &str)]) {
-        let expected: Vec<_> = expected
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect();
+        let expected: Vec<_> = expected.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         assert_eq!(pairs(text), expected, "{text}");
     }
 
     #[test]
     fn keywords_with_quotes_blanks_and_backslashes() {
         expect("", &[]);
-        expect(
-            "  host = /run  port=5433 ",
-            &[("host", "/run"), ("port", "5433")],
-        );
-        expect(
-            r"password='a b\'c\\d' user=x",
-            &[("password", r"a b'c\d"), ("user", "x")],
-        );
-        expect(
-            r"password=a\ b\'c host=''",
-            &[("password", "a b'c"), ("host", "")],
-        );
+        expect("  host = /run  port=5433 ", &[("host", "/run"), ("port", "5433")]);
+        expect(r"password='a b\'c\\d' user=x", &[("password", r"a b'c\d"), ("user", "x")]);
+        expect(r"password=a\ b\'c host=''", &[("password", "a b'c"), ("host", "")]);
         expect("user=a=b", &[("user", "a=b")]);
         expect("password= user=x", &[("password", "user=x")]);
     }
 
     #[test]
     fn malformed_keywords_are_placed_but_not_repeated() {
-        assert_eq!(
-            split("host=a secret"),
-            Err(ConnectionStringError::MissingEquals { position: 7 })
-        );
-        assert_eq!(
-            split("password='secret"),
-            Err(ConnectionStringError::UnclosedQuote { position: 9 })
-        );
-        assert!(
-            !split("host=a secret")
-                .unwrap_err()
-                .to_string()
-                .contains("secret")
-        );
+        assert_eq!(split("host=a secret"), Err(ConnectionStringError::MissingEquals { position: 7 }));
+        assert_eq!(split("password='secret"), Err(ConnectionStringError::UnclosedQuote { position: 9 }));
+        assert!(!split("host=a secret").unwrap_err().to_string().contains("secret"));
     }
 
     #[test]
     fn urls_in_all_their_forms() {
         expect("postgresql://", &[]);
         expect("postgres://localhost", &[("host", "localhost")]);
-        expect(
-            "postgresql://localhost:5433",
-            &[("host", "localhost"), ("port", "5433")],
-        );
-        expect(
-            "postgresql://u@h/db",
-            &[("user", "u"), ("host", "h"), ("dbname", "db")],
-        );
+        expect("postgresql://localhost:5433", &[("host", "localhost"), ("port", "5433")]);
+        expect("postgresql://u@h/db", &[("user", "u"), ("host", "h"), ("dbname", "db")]);
         expect(
             "postgresql://u%40x:p%3A%2F@h/d?application_name=my%20app&connect_timeout=10",
             &[
@@ -304,26 +254,11 @@ mod tests {
                 ("connect_timeout", "10"),
             ],
         );
-        expect(
-            "postgresql://a:1,b/d",
-            &[("host", "a,b"), ("port", "1,"), ("dbname", "d")],
-        );
-        expect(
-            "postgresql://[2001:db8::1]:5433/",
-            &[("host", "2001:db8::1"), ("port", "5433")],
-        );
-        expect(
-            "postgresql:///d?host=/run/pg",
-            &[("dbname", "d"), ("host", "/run/pg")],
-        );
-        expect(
-            "postgresql://%2Frun%2Fpg/d",
-            &[("host", "/run/pg"), ("dbname", "d")],
-        );
-        expect(
-            "postgresql://h?ssl=true",
-            &[("host", "h"), ("sslmode", "require")],
-        );
+        expect("postgresql://a:1,b/d", &[("host", "a,b"), ("port", "1,"), ("dbname", "d")]);
+        expect("postgresql://[2001:db8::1]:5433/", &[("host", "2001:db8::1"), ("port", "5433")]);
+        expect("postgresql:///d?host=/run/pg", &[("dbname", "d"), ("host", "/run/pg")]);
+        expect("postgresql://%2Frun%2Fpg/d", &[("host", "/run/pg"), ("dbname", "d")]);
+        expect("postgresql://h?ssl=true", &[("host", "h"), ("sslmode", "require")]);
     }
 
     #[test]

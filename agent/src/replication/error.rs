@@ -227,9 +227,7 @@ impl ReplicationError {
     }
 
     pub(crate) fn server(server: ServerError) -> Self {
-        Self::Server {
-            server: Box::new(server),
-        }
+        Self::Server { server: Box::new(server) }
     }
 
     /// Gives an error of the start-up phase its name.
@@ -238,29 +236,15 @@ impl ReplicationError {
         match server.sqlstate.as_str() {
             // One code for "no line matches" and for "unknown role" or "peer failed"; only the function differs.
             sqlstate::INVALID_AUTHORIZATION if server.routine == "ClientAuthentication" => {
-                Self::NotInPgHba {
-                    user,
-                    server: Box::new(server),
-                }
+                Self::NotInPgHba { user, server: Box::new(server) }
             }
             sqlstate::INVALID_AUTHORIZATION | sqlstate::INVALID_PASSWORD => {
-                Self::AuthenticationFailed {
-                    user,
-                    server: Box::new(server),
-                }
+                Self::AuthenticationFailed { user, server: Box::new(server) }
             }
-            sqlstate::INSUFFICIENT_PRIVILEGE => Self::MissingReplicationPrivilege {
-                user,
-                server: Box::new(server),
-            },
-            sqlstate::TOO_MANY_CONNECTIONS => Self::TooManySenders {
-                server: Box::new(server),
-            },
+            sqlstate::INSUFFICIENT_PRIVILEGE => Self::MissingReplicationPrivilege { user, server: Box::new(server) },
+            sqlstate::TOO_MANY_CONNECTIONS => Self::TooManySenders { server: Box::new(server) },
             sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW => {
-                Self::NotReady {
-                    endpoint: endpoint.to_owned(),
-                    server: Box::new(server),
-                }
+                Self::NotReady { endpoint: endpoint.to_owned(), server: Box::new(server) }
             }
             _ => Self::server(server),
         }
@@ -312,9 +296,7 @@ impl ReplicationError {
             | Self::Unusable => true,
             // Class 57 is an operator's or the server's intervention, class 53 a lack of resources.
             Self::Server { server } => {
-                server.is_fatal()
-                    || server.sqlstate.starts_with("57")
-                    || server.sqlstate.starts_with("53")
+                server.is_fatal() || server.sqlstate.starts_with("57") || server.sqlstate.starts_with("53")
             }
             _ => false,
         }

@@ -32,20 +32,12 @@ impl FieldReader {
     }
 
     pub(crate) fn bytes(&mut self, len: usize) -> Result<Bytes, Truncated> {
-        if self.rest.len() < len {
-            Err(Truncated)
-        } else {
-            Ok(self.rest.split_to(len))
-        }
+        if self.rest.len() < len { Err(Truncated) } else { Ok(self.rest.split_to(len)) }
     }
 
     /// Reads up to the next zero byte and steps over it.
     pub(crate) fn text(&mut self) -> Result<Bytes, Truncated> {
-        let len = self
-            .rest
-            .iter()
-            .position(|&byte| byte == 0)
-            .ok_or(Truncated)?;
+        let len = self.rest.iter().position(|&byte| byte == 0).ok_or(Truncated)?;
         let text = self.rest.split_to(len);
         self.rest.advance(1);
         Ok(text)

@@ -63,9 +63,7 @@ pub(crate) fn label(text: &str) -> Result<String, LiteralError> {
 pub(crate) fn slot_name(name: &str) -> Result<String, LiteralError> {
     let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     if name.is_empty() || name.len() > MAX_SLOT_NAME_LEN || !name.chars().all(valid) {
-        return Err(LiteralError::SlotName {
-            found: name.to_owned(),
-        });
+        return Err(LiteralError::SlotName { found: name.to_owned() });
     }
     Ok(format!("\"{name}\""))
 }
@@ -73,13 +71,8 @@ pub(crate) fn slot_name(name: &str) -> Result<String, LiteralError> {
 /// Checks the name of a setting, which is sent as it is.
 pub(crate) fn setting_name(name: &str) -> Result<&str, LiteralError> {
     let valid = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
-    if name.is_empty()
-        || !name.starts_with(|c: char| c.is_ascii_alphabetic())
-        || !name.chars().all(valid)
-    {
-        return Err(LiteralError::SettingName {
-            found: name.to_owned(),
-        });
+    if name.is_empty() || !name.starts_with(|c: char| c.is_ascii_alphabetic()) || !name.chars().all(valid) {
+        return Err(LiteralError::SettingName { found: name.to_owned() });
     }
     Ok(name)
 }
@@ -93,18 +86,9 @@ mod tests {
     fn a08_labels_that_break_recovery_are_refused() {
         assert_eq!(label(""), Err(LiteralError::EmptyLabel));
         assert_eq!(label(" "), Err(LiteralError::EmptyLabel));
-        assert_eq!(
-            label("a\nb"),
-            Err(LiteralError::ControlCharacterInLabel { found: '\n' })
-        );
-        assert_eq!(
-            label("a\0b"),
-            Err(LiteralError::ControlCharacterInLabel { found: '\0' })
-        );
-        assert_eq!(
-            label(&"x".repeat(1024)),
-            Err(LiteralError::LabelTooLong { found: 1024 })
-        );
+        assert_eq!(label("a\nb"), Err(LiteralError::ControlCharacterInLabel { found: '\n' }));
+        assert_eq!(label("a\0b"), Err(LiteralError::ControlCharacterInLabel { found: '\0' }));
+        assert_eq!(label(&"x".repeat(1024)), Err(LiteralError::LabelTooLong { found: 1024 }));
         label(&"x".repeat(1023)).unwrap();
     }
 

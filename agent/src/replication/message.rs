@@ -77,10 +77,7 @@ pub(crate) fn take_message(buffer: &mut BytesMut, phase: Phase) -> Result<Taken,
         return Ok(Taken::Missing(HEADER_LEN - buffer.len()));
     };
     let length = u32::from_be_bytes(length) as usize;
-    if phase == Phase::Login
-        && tag == tags::ERROR_RESPONSE_TAG
-        && !(8..=MAX_LOGIN_LEN).contains(&length)
-    {
+    if phase == Phase::Login && tag == tags::ERROR_RESPONSE_TAG && !(8..=MAX_LOGIN_LEN).contains(&length) {
         return take_ancient_error(buffer);
     }
     let limit = match (phase, tag) {
@@ -118,18 +115,14 @@ fn parse(tag: u8, body: Bytes) -> Result<BackendMessage, ReplicationError> {
     }
     let mut fields = FieldReader::new(body);
     parse_fields(tag, &mut fields)
-        .map_err(|Truncated| {
-            ReplicationError::violation(format!("message {} is too short", display_tag(tag)))
-        })?
+        .map_err(|Truncated| ReplicationError::violation(format!("message {} is too short", display_tag(tag))))?
         .ok_or_else(|| ReplicationError::violation(format!("unknown message {}", display_tag(tag))))
 }
 
 fn parse_fields(tag: u8, fields: &mut FieldReader) -> Result<Option<BackendMessage>, Truncated> {
     Ok(Some(match tag {
         tags::AUTHENTICATION_TAG => BackendMessage::Authentication(parse_authentication(fields)?),
-        tags::BACKEND_KEY_DATA_TAG => BackendMessage::BackendKeyData {
-            process_id: fields.i32()?,
-        },
+        tags::BACKEND_KEY_DATA_TAG => BackendMessage::BackendKeyData { process_id: fields.i32()? },
         tags::COMMAND_COMPLETE_TAG => BackendMessage::CommandComplete(fields.text()?),
         COPY_BOTH_RESPONSE_TAG => BackendMessage::CopyBothResponse,
         tags::COPY_DONE_TAG => BackendMessage::CopyDone,
@@ -141,10 +134,7 @@ fn parse_fields(tag: u8, fields: &mut FieldReader) -> Result<Option<BackendMessa
         NEGOTIATE_PROTOCOL_VERSION_TAG => BackendMessage::NegotiateProtocolVersion,
         tags::NOTICE_RESPONSE_TAG => BackendMessage::NoticeResponse(parse_error(fields)?),
         tags::NOTIFICATION_RESPONSE_TAG => BackendMessage::NotificationResponse,
-        tags::PARAMETER_STATUS_TAG => BackendMessage::ParameterStatus {
-            name: fields.text()?,
-            value: fields.text()?,
-        },
+        tags::PARAMETER_STATUS_TAG => BackendMessage::ParameterStatus { name: fields.text()?, value: fields.text()? },
         tags::READY_FOR_QUERY_TAG => {
             fields.u8()?;
             BackendMessage::ReadyForQuery
@@ -160,9 +150,7 @@ fn parse_authentication(fields: &mut FieldReader) -> Result<Authentication, Trun
         3 => Authentication::CleartextPassword,
         5 => {
             let salt = fields.bytes(4)?;
-            Authentication::Md5Password {
-                salt: salt.as_ref().try_into().map_err(|_| Truncated)?,
-            }
+            Authentication::Md5Password { salt: salt.as_ref().try_into().map_err(|_| Truncated)? }
         }
         10 => {
             let mut mechanisms = Vec::new();
@@ -295,15 +283,9 @@ mod tests {
 
     #[test]
     fn a50_copy_both_and_protocol_negotiation_are_known() {
-        assert!(matches!(
-            message(frame(b'W', &[0, 0, 0])),
-            BackendMessage::CopyBothResponse
-        ));
+        assert!(matches!(message(frame(b'W', &[0, 0, 0])), BackendMessage::CopyBothResponse));
         let negotiation = [0, 3, 0, 0, 0, 0, 0, 0];
-        assert!(matches!(
-            message(frame(b'v', &negotiation)),
-            BackendMessage::NegotiateProtocolVersion
-        ));
+        assert!(matches!(message(frame(b'v', &negotiation)), BackendMessage::NegotiateProtocolVersion));
     }
 
     #[test]
@@ -315,24 +297,15 @@ mod tests {
     #[test]
     fn an_error_keeps_every_field() {
         let body = b"SFEHLER\0VERROR\0C58P01\0Mno file\0Dd\0Hh\0Fxlog.c\0Rread\0\0";
-        let BackendMessage::ErrorResponse(error) = message(frame(b'E', body)) else {
-            panic!("not an error")
-        };
-        assert_eq!(
-            (error.severity.as_str(), error.sqlstate.as_str()),
-            ("ERROR", "58P01")
-        );
-        assert_eq!(
-            error.to_string(),
-            "ERROR 58P01: no file (d) (server's hint: h)"
-        );
+        let BackendMessage::ErrorResponse(error) = message(frame(b'E', body)) else { panic!("not an error") };
+        assert_eq!((error.severity.as_str(), error.sqlstate.as_str()), ("ERROR", "58P01"));
+        assert_eq!(error.to_string(), "ERROR 58P01: no file (d) (server's hint: h)");
     }
 
     #[test]
     fn an_error_in_the_oldest_form_is_read() {
         let mut buffer = BytesMut::from(&b"Ecould not fork new process\n\0"[..]);
-        let Taken::Message(BackendMessage::ErrorResponse(error)) =
-            take_message(&mut buffer, Phase::Login).unwrap()
+        let Taken::Message(BackendMessage::ErrorResponse(error)) = take_message(&mut buffer, Phase::Login).unwrap()
         else {
             panic!("not an error")
         };
@@ -342,9 +315,7 @@ mod tests {
 
     #[test]
     fn rows_keep_nulls_and_raw_bytes() {
-        let BackendMessage::DataRow(row) =
-            message(frame(b'D', &[0, 2, 255, 255, 255, 255, 0, 0, 0, 1, 0xff]))
-        else {
+        let BackendMessage::DataRow(row) = message(frame(b'D', &[0, 2, 255, 255, 255, 255, 0, 0, 0, 1, 0xff])) else {
             panic!("not a row")
         };
         assert_eq!(row, [None, Some(Bytes::from_static(&[0xff]))]);
@@ -358,9 +329,7 @@ mod tests {
         for cut in 0..whole.len() {
             let mut part = BytesMut::from(&whole[..cut]);
             let expected = if cut < 5 { 5 - cut } else { whole.len() - cut };
-            assert!(
-                matches!(take_message(&mut part, Phase::Session).unwrap(), Taken::Missing(n) if n == expected)
-            );
+            assert!(matches!(take_message(&mut part, Phase::Session).unwrap(), Taken::Missing(n) if n == expected));
             assert_eq!(part.len(), cut);
         }
     }

@@ -73,26 +73,10 @@ const IGNORED_KEYWORDS: [&str; 21] = [
 
 /// libpq's keywords whose neglect could connect to the wrong server or with less safety than asked for.
 const REFUSED_KEYWORDS: [(&str, &str, &str); 4] = [
-    (
-        "service",
-        "PGSERVICE",
-        "write host, port and user into the connection string",
-    ),
-    (
-        "requirepeer",
-        "PGREQUIREPEER",
-        "the owner of a socket is not checked",
-    ),
-    (
-        "require_auth",
-        "PGREQUIREAUTH",
-        "login methods cannot be restricted yet",
-    ),
-    (
-        "channel_binding",
-        "PGCHANNELBINDING",
-        "channel binding needs TLS, which is not there yet",
-    ),
+    ("service", "PGSERVICE", "write host, port and user into the connection string"),
+    ("requirepeer", "PGREQUIREPEER", "the owner of a socket is not checked"),
+    ("require_auth", "PGREQUIREAUTH", "login methods cannot be restricted yet"),
+    ("channel_binding", "PGCHANNELBINDING", "channel binding needs TLS, which is not there yet"),
 ];
 
 /// A password, which never prints.
@@ -154,16 +138,9 @@ impl SslMode {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [
-            Self::Disable,
-            Self::Allow,
-            Self::Prefer,
-            Self::Require,
-            Self::VerifyCa,
-            Self::VerifyFull,
-        ]
-        .into_iter()
-        .find(|mode| mode.as_str() == text)
+        [Self::Disable, Self::Allow, Self::Prefer, Self::Require, Self::VerifyCa, Self::VerifyFull]
+            .into_iter()
+            .find(|mode| mode.as_str() == text)
     }
 }
 
@@ -198,9 +175,7 @@ impl Host {
     /// The path of the server's socket, where it is one.
     pub(crate) fn socket_path(&self) -> PathBuf {
         match &self.endpoint {
-            Endpoint::SocketDirectory(directory) => {
-                directory.join(format!(".s.PGSQL.{}", self.port))
-            }
+            Endpoint::SocketDirectory(directory) => directory.join(format!(".s.PGSQL.{}", self.port)),
             Endpoint::Name { .. } => PathBuf::new(),
         }
     }
@@ -208,9 +183,7 @@ impl Host {
     /// The first field of `.pgpass`: `localhost` stands for the default socket too.
     fn password_file_name(&self) -> String {
         match &self.endpoint {
-            Endpoint::SocketDirectory(directory)
-                if directory == Path::new(DEFAULT_SOCKET_DIRECTORY) =>
-            {
+            Endpoint::SocketDirectory(directory) if directory == Path::new(DEFAULT_SOCKET_DIRECTORY) => {
                 "localhost".to_owned()
             }
             Endpoint::SocketDirectory(directory) => directory.to_string_lossy().into_owned(),
@@ -225,13 +198,7 @@ impl fmt::Display for Host {
             Endpoint::SocketDirectory(_) => write!(f, "socket {}", self.socket_path().display()),
             Endpoint::Name { name, address } => {
                 let bracket = name.contains(':');
-                write!(
-                    f,
-                    "{}{name}{}:{}",
-                    if bracket { "[" } else { "" },
-                    if bracket { "]" } else { "" },
-                    self.port
-                )?;
+                write!(f, "{}{name}{}:{}", if bracket { "[" } else { "" }, if bracket { "]" } else { "" }, self.port)?;
                 match address {
                     Some(address) if address.to_string() != *name => write!(f, " ({address})"),
                     _ => Ok(()),
@@ -309,13 +276,9 @@ impl ConnectionOptions {
     ) -> Result<Self, ConnectionStringError> {
         let values = Values::collect(text, variable)?;
         let hosts = parse_hosts(&values)?;
-        let user = values
-            .get_filled("user")
-            .or(os_user)
-            .ok_or(ConnectionStringError::NoUser)?;
-        let application_name = values
-            .get_filled("application_name")
-            .or_else(|| values.get_filled("fallback_application_name"));
+        let user = values.get_filled("user").or(os_user).ok_or(ConnectionStringError::NoUser)?;
+        let application_name =
+            values.get_filled("application_name").or_else(|| values.get_filled("fallback_application_name"));
         match values.get_filled("target_session_attrs") {
             None | Some("any") => {}
             Some(_) => {
@@ -328,40 +291,27 @@ impl ConnectionOptions {
         let connect_timeout = match values.get_filled("connect_timeout") {
             None => Some(DEFAULT_CONNECT_TIMEOUT),
             Some(text) => match text.trim().parse::<i32>() {
-                Ok(seconds) => u64::try_from(seconds)
-                    .ok()
-                    .filter(|&s| s > 0)
-                    .map(Duration::from_secs),
+                Ok(seconds) => u64::try_from(seconds).ok().filter(|&s| s > 0).map(Duration::from_secs),
                 Err(_) => return Err(invalid("connect_timeout", "a number of seconds")),
             },
         };
         let ssl_mode = match values.get_filled("sslmode") {
             None => SslMode::Prefer,
             Some(text) => SslMode::parse(text).ok_or_else(|| {
-                invalid(
-                    "sslmode",
-                    "one of disable, allow, prefer, require, verify-ca and verify-full",
-                )
+                invalid("sslmode", "one of disable, allow, prefer, require, verify-ca and verify-full")
             })?,
         };
         let password_file = match values.get_filled("passfile") {
             Some(path) => Some(PathBuf::from(path)),
-            None => variable("HOME")
-                .filter(|home| !home.is_empty())
-                .map(|home| Path::new(&home).join(".pgpass")),
+            None => variable("HOME").filter(|home| !home.is_empty()).map(|home| Path::new(&home).join(".pgpass")),
         };
         Ok(Self {
             hosts,
             user: user.to_owned(),
             password: values.get_filled("password").map(Password::from),
             password_file,
-            database: values
-                .get_filled("dbname")
-                .unwrap_or(DEFAULT_DATABASE)
-                .to_owned(),
-            application_name: application_name
-                .unwrap_or(DEFAULT_APPLICATION_NAME)
-                .to_owned(),
+            database: values.get_filled("dbname").unwrap_or(DEFAULT_DATABASE).to_owned(),
+            application_name: application_name.unwrap_or(DEFAULT_APPLICATION_NAME).to_owned(),
             options: values.get_filled("options").map(str::to_owned),
             connect_timeout,
             ssl_mode,
@@ -377,13 +327,7 @@ impl ConnectionOptions {
     fn password_for(&self, host: &Host, database: &str) -> Option<Password> {
         self.password.clone().or_else(|| {
             let path = self.password_file.as_deref()?;
-            password_file::find(
-                path,
-                &host.password_file_name(),
-                host.port,
-                database,
-                &self.user,
-            )
+            password_file::find(path, &host.password_file_name(), host.port, database, &self.user)
         })
     }
 
@@ -393,14 +337,8 @@ impl ConnectionOptions {
         for host in &self.hosts {
             match &host.endpoint {
                 Endpoint::SocketDirectory(directory) => config.host_path(directory),
-                Endpoint::Name {
-                    name,
-                    address: None,
-                } => config.host(name),
-                Endpoint::Name {
-                    address: Some(address),
-                    ..
-                } => config.host(address.to_string()),
+                Endpoint::Name { name, address: None } => config.host(name),
+                Endpoint::Name { address: Some(address), .. } => config.host(address.to_string()),
             };
             config.port(host.port);
         }
@@ -413,11 +351,7 @@ impl ConnectionOptions {
             .keepalives_idle(self.keepalive.idle)
             .keepalives_interval(self.keepalive.interval)
             .keepalives_retries(self.keepalive.count);
-        if let Some(password) = self
-            .hosts
-            .first()
-            .and_then(|host| self.password_for(host, &self.database))
-        {
+        if let Some(password) = self.hosts.first().and_then(|host| self.password_for(host, &self.database)) {
             config.password(password.as_bytes());
         }
         if let Some(options) = &self.options {
@@ -435,33 +369,24 @@ impl ConnectionOptions {
 /// The effective user comes first, because `runuser` and systemd do not always set the variables.
 pub fn os_user_name() -> Option<String> {
     // The entry belongs to the effective user of the process.
-    let uid = fs::metadata("/proc/self")
-        .ok()
-        .map(|metadata| metadata.uid().to_string());
+    let uid = fs::metadata("/proc/self").ok().map(|metadata| metadata.uid().to_string());
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let named = passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
         (fields.nth(1) == uid.as_deref()).then(|| name.to_owned())
     });
-    named
-        .or_else(|| std::env::var("USER").ok())
-        .or_else(|| std::env::var("LOGNAME").ok())
+    named.or_else(|| std::env::var("USER").ok()).or_else(|| std::env::var("LOGNAME").ok())
 }
 
 /// Keyword values after the environment has been taken in.
 struct Values(HashMap<String, String>);
 
 impl Values {
-    fn collect(
-        text: &str,
-        variable: &dyn Fn(&str) -> Option<String>,
-    ) -> Result<Self, ConnectionStringError> {
+    fn collect(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConnectionStringError> {
         let mut values = HashMap::new();
         for (keyword, value) in split(text)? {
-            if let Some((keyword, _, reason)) =
-                REFUSED_KEYWORDS.iter().find(|(name, ..)| *name == keyword)
-            {
+            if let Some((keyword, _, reason)) = REFUSED_KEYWORDS.iter().find(|(name, ..)| *name == keyword) {
                 refuse_unless_harmless(keyword, &value, reason)?;
             } else if keyword == "gssencmode" && value == "require" {
                 return Err(ConnectionStringError::Unsupported {
@@ -493,17 +418,10 @@ impl Values {
 
     /// A value that is there and not empty; an empty one stands for the default.
     fn get_filled(&self, keyword: &str) -> Option<&str> {
-        self.0
-            .get(keyword)
-            .map(String::as_str)
-            .filter(|value| !value.is_empty())
+        self.0.get(keyword).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    fn seconds(
-        &self,
-        keyword: &'static str,
-        default: Duration,
-    ) -> Result<Duration, ConnectionStringError> {
+    fn seconds(&self, keyword: &'static str, default: Duration) -> Result<Duration, ConnectionStringError> {
         match self.number(keyword)? {
             None | Some(0) => Ok(default),
             Some(seconds) => Ok(Duration::from_secs(seconds.into())),
@@ -511,13 +429,7 @@ impl Values {
     }
 
     fn number(&self, keyword: &'static str) -> Result<Option<u32>, ConnectionStringError> {
-        self.get_filled(keyword)
-            .map(|text| {
-                text.trim()
-                    .parse()
-                    .map_err(|_| invalid(keyword, "a number"))
-            })
-            .transpose()
+        self.get_filled(keyword).map(|text| text.trim().parse().map_err(|_| invalid(keyword, "a number"))).transpose()
     }
 }
 
@@ -526,13 +438,8 @@ fn refuse_unless_harmless(
     value: &str,
     reason: &'static str,
 ) -> Result<(), ConnectionStringError> {
-    let harmless =
-        value.is_empty() || (keyword == "channel_binding" && matches!(value, "disable" | "prefer"));
-    if harmless {
-        Ok(())
-    } else {
-        Err(ConnectionStringError::Unsupported { keyword, reason })
-    }
+    let harmless = value.is_empty() || (keyword == "channel_binding" && matches!(value, "disable" | "prefer"));
+    if harmless { Ok(()) } else { Err(ConnectionStringError::Unsupported { keyword, reason }) }
 }
 
 fn invalid(keyword: &'static str, expected: &'static str) -> ConnectionStringError {
@@ -541,88 +448,50 @@ fn invalid(keyword: &'static str, expected: &'static str) -> ConnectionStringErr
 
 fn parse_hosts(values: &Values) -> Result<Vec<Host>, ConnectionStringError> {
     let list = |keyword: &str| -> Vec<&str> {
-        values
-            .get_filled(keyword)
-            .map(|text| text.split(',').map(str::trim).collect())
-            .unwrap_or_default()
+        values.get_filled(keyword).map(|text| text.split(',').map(str::trim).collect()).unwrap_or_default()
     };
     let (names, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
     // As in libpq, `hostaddr` alone is enough, and decides about the number.
-    let count = if addresses.is_empty() {
-        names.len().max(1)
-    } else {
-        addresses.len()
-    };
+    let count = if addresses.is_empty() { names.len().max(1) } else { addresses.len() };
     if !names.is_empty() && names.len() != count {
-        return Err(ConnectionStringError::ListMismatch {
-            keyword: "hostaddr",
-            found: count,
-            hosts: names.len(),
-        });
+        return Err(ConnectionStringError::ListMismatch { keyword: "hostaddr", found: count, hosts: names.len() });
     }
     if ports.len() > 1 && ports.len() != count {
-        return Err(ConnectionStringError::ListMismatch {
-            keyword: "port",
-            found: ports.len(),
-            hosts: count,
-        });
+        return Err(ConnectionStringError::ListMismatch { keyword: "port", found: ports.len(), hosts: count });
     }
     (0..count)
         .map(|index| {
             let name = names.get(index).copied().unwrap_or_default();
             let address = addresses.get(index).copied().unwrap_or_default();
-            let port = if ports.len() == 1 {
-                ports[0]
-            } else {
-                ports.get(index).copied().unwrap_or_default()
-            };
-            Ok(Host {
-                endpoint: parse_endpoint(name, address)?,
-                port: parse_port(port)?,
-            })
+            let port = if ports.len() == 1 { ports[0] } else { ports.get(index).copied().unwrap_or_default() };
+            Ok(Host { endpoint: parse_endpoint(name, address)?, port: parse_port(port)? })
         })
         .collect()
 }
 
 fn parse_endpoint(name: &str, address: &str) -> Result<Endpoint, ConnectionStringError> {
     if !address.is_empty() {
-        let parsed = address
-            .parse()
-            .map_err(|_| invalid("hostaddr", "an IP address"))?;
+        let parsed = address.parse().map_err(|_| invalid("hostaddr", "an IP address"))?;
         let name = if name.is_empty() { address } else { name };
-        return Ok(Endpoint::Name {
-            name: name.to_owned(),
-            address: Some(parsed),
-        });
+        return Ok(Endpoint::Name { name: name.to_owned(), address: Some(parsed) });
     }
     if name.is_empty() {
-        return Ok(Endpoint::SocketDirectory(PathBuf::from(
-            DEFAULT_SOCKET_DIRECTORY,
-        )));
+        return Ok(Endpoint::SocketDirectory(PathBuf::from(DEFAULT_SOCKET_DIRECTORY)));
     }
     if name.starts_with('/') {
         return Ok(Endpoint::SocketDirectory(PathBuf::from(name)));
     }
     if name.starts_with('@') {
-        return Err(ConnectionStringError::Unsupported {
-            keyword: "host",
-            reason: "abstract sockets are not there",
-        });
+        return Err(ConnectionStringError::Unsupported { keyword: "host", reason: "abstract sockets are not there" });
     }
-    Ok(Endpoint::Name {
-        name: name.to_owned(),
-        address: None,
-    })
+    Ok(Endpoint::Name { name: name.to_owned(), address: None })
 }
 
 fn parse_port(text: &str) -> Result<u16, ConnectionStringError> {
     if text.is_empty() {
         return Ok(DEFAULT_PORT);
     }
-    text.parse()
-        .ok()
-        .filter(|&port| port != 0)
-        .ok_or_else(|| invalid("port", "a number from 1 to 65535"))
+    text.parse().ok().filter(|&port| port != 0).ok_or_else(|| invalid("port", "a number from 1 to 65535"))
 }
 
 fn parse_keepalive(values: &Values) -> Result<Keepalive, ConnectionStringError> {
@@ -631,10 +500,7 @@ fn parse_keepalive(values: &Values) -> Result<Keepalive, ConnectionStringError> 
         enabled: values.number("keepalives")? != Some(0),
         idle: values.seconds("keepalives_idle", default.idle)?,
         interval: values.seconds("keepalives_interval", default.interval)?,
-        count: values
-            .number("keepalives_count")?
-            .filter(|&count| count > 0)
-            .unwrap_or(default.count),
+        count: values.number("keepalives_count")?.filter(|&count| count > 0).unwrap_or(default.count),
         user_timeout: Duration::from_millis(values.number("tcp_user_timeout")?.unwrap_or(0).into()),
     })
 }
@@ -644,16 +510,8 @@ fn parse_keepalive(values: &Values) -> Result<Keepalive, ConnectionStringError> 
 mod tests {
     use super::*;
 
-    fn parse_with(
-        text: &str,
-        variables: &[(&str, &str)],
-    ) -> Result<ConnectionOptions, ConnectionStringError> {
-        let lookup = |name: &str| {
-            variables
-                .iter()
-                .find(|(n, _)| *n == name)
-                .map(|(_, v)| (*v).to_owned())
-        };
+    fn parse_with(text: &str, variables: &[(&str, &str)]) -> Result<ConnectionOptions, ConnectionStringError> {
+        let lookup = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
         ConnectionOptions::parse(text, &lookup, Some("osuser"))
     }
 
@@ -665,36 +523,21 @@ mod tests {
     fn nothing_at_all_means_the_local_socket() {
         let options = parse("");
         assert_eq!(options.hosts.len(), 1);
-        assert_eq!(
-            options.hosts[0].to_string(),
-            "socket /var/run/postgresql/.s.PGSQL.5432"
-        );
-        assert_eq!(
-            (options.user.as_str(), options.database.as_str()),
-            ("osuser", "postgres")
-        );
+        assert_eq!(options.hosts[0].to_string(), "socket /var/run/postgresql/.s.PGSQL.5432");
+        assert_eq!((options.user.as_str(), options.database.as_str()), ("osuser", "postgres"));
         assert_eq!(options.application_name, "pgark");
         assert_eq!(options.ssl_mode, SslMode::Prefer);
     }
 
     #[test]
     fn the_string_comes_before_the_environment_and_that_before_defaults() {
-        let variables = [
-            ("PGHOST", "env"),
-            ("PGPORT", "1"),
-            ("PGUSER", "env"),
-            ("PGAPPNAME", "env"),
-            ("HOME", "/h"),
-        ];
+        let variables = [("PGHOST", "env"), ("PGPORT", "1"), ("PGUSER", "env"), ("PGAPPNAME", "env"), ("HOME", "/h")];
         let options = parse_with("host=here application_name=''", &variables).unwrap();
         assert_eq!(options.hosts[0].to_string(), "here:1");
         assert_eq!(options.user, "env");
         // Given but empty is given: libpq does not look at the environment then.
         assert_eq!(options.application_name, "pgark");
-        assert_eq!(
-            options.password_file.as_deref(),
-            Some(Path::new("/h/.pgpass"))
-        );
+        assert_eq!(options.password_file.as_deref(), Some(Path::new("/h/.pgpass")));
         assert_eq!(parse_with("", &variables).unwrap().application_name, "env");
     }
 
@@ -707,43 +550,22 @@ mod tests {
         assert!(one_port.hosts.iter().all(|host| host.port == 7));
         assert!(matches!(
             parse_with("host=a,b,c port=1,2", &[]),
-            Err(ConnectionStringError::ListMismatch {
-                keyword: "port",
-                found: 2,
-                hosts: 3
-            })
+            Err(ConnectionStringError::ListMismatch { keyword: "port", found: 2, hosts: 3 })
         ));
         assert_eq!(parse("hostaddr=::1").hosts[0].to_string(), "[::1]:5432");
-        assert_eq!(
-            parse("host=db hostaddr=10.0.0.1").hosts[0].to_string(),
-            "db:5432 (10.0.0.1)"
-        );
+        assert_eq!(parse("host=db hostaddr=10.0.0.1").hosts[0].to_string(), "db:5432 (10.0.0.1)");
     }
 
     #[test]
     fn an_unknown_keyword_is_named() {
         let error = parse_with("hots=a", &[]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "connection string: unknown keyword \"hots\""
-        );
+        assert_eq!(error.to_string(), "connection string: unknown keyword \"hots\"");
     }
 
     #[test]
     fn what_would_be_less_safe_in_silence_is_refused() {
-        for bad in [
-            "service=x",
-            "requirepeer=postgres",
-            "channel_binding=require",
-            "require_auth=none",
-        ] {
-            assert!(
-                matches!(
-                    parse_with(bad, &[]),
-                    Err(ConnectionStringError::Unsupported { .. })
-                ),
-                "{bad}"
-            );
+        for bad in ["service=x", "requirepeer=postgres", "channel_binding=require", "require_auth=none"] {
+            assert!(matches!(parse_with(bad, &[]), Err(ConnectionStringError::Unsupported { .. })), "{bad}");
         }
         assert!(parse_with("", &[("PGSERVICE", "x")]).is_err());
         parse("channel_binding=prefer sslrootcert=x client_encoding=UTF8");
@@ -751,51 +573,25 @@ mod tests {
 
     #[test]
     fn values_without_a_meaning_are_refused() {
-        for bad in [
-            "port=0",
-            "port=x",
-            "connect_timeout=x",
-            "sslmode=maybe",
-            "hostaddr=x",
-            "keepalives_idle=-1",
-        ] {
-            assert!(
-                matches!(
-                    parse_with(bad, &[]),
-                    Err(ConnectionStringError::InvalidValue { .. })
-                ),
-                "{bad}"
-            );
+        for bad in ["port=0", "port=x", "connect_timeout=x", "sslmode=maybe", "hostaddr=x", "keepalives_idle=-1"] {
+            assert!(matches!(parse_with(bad, &[]), Err(ConnectionStringError::InvalidValue { .. })), "{bad}");
         }
         assert_eq!(parse("connect_timeout=0").connect_timeout, None);
-        assert_eq!(
-            parse("connect_timeout=5").connect_timeout,
-            Some(Duration::from_secs(5))
-        );
+        assert_eq!(parse("connect_timeout=5").connect_timeout, Some(Duration::from_secs(5)));
     }
 
     #[test]
     fn a_password_never_prints() {
         let options = parse("password=hunter2");
         assert!(!format!("{options:?}").contains("hunter2"));
-        assert_eq!(
-            options
-                .replication_password(&options.hosts[0])
-                .unwrap()
-                .as_bytes(),
-            b"hunter2"
-        );
+        assert_eq!(options.replication_password(&options.hosts[0]).unwrap().as_bytes(), b"hunter2");
     }
 
     #[test]
     fn ordinary_sql_goes_to_the_same_place() {
-        let config = parse("host=/run,b port=1,2 user=u password=p dbname=d connect_timeout=3")
-            .to_sql_config();
+        let config = parse("host=/run,b port=1,2 user=u password=p dbname=d connect_timeout=3").to_sql_config();
         assert_eq!(config.get_ports(), [1, 2]);
-        assert_eq!(
-            (config.get_user(), config.get_dbname()),
-            (Some("u"), Some("d"))
-        );
+        assert_eq!((config.get_user(), config.get_dbname()), (Some("u"), Some("d")));
         assert_eq!(config.get_password(), Some(&b"p"[..]));
         assert_eq!(config.get_hosts().len(), 2);
     }

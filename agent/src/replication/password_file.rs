@@ -15,13 +15,7 @@ const MAX_FILE_LEN: u64 = 1 << 20;
 
 /// Finds the password for a connection. Whatever prevents reading the file is a warning at most: the server may not
 /// even ask for a password.
-pub(crate) fn find(
-    path: &Path,
-    host: &str,
-    port: u16,
-    database: &str,
-    user: &str,
-) -> Option<Password> {
+pub(crate) fn find(path: &Path, host: &str, port: u16, database: &str, user: &str) -> Option<Password> {
     let content = read(path)?;
     let port = port.to_string();
     content.split(|&byte| byte == b'\n').find_map(|line| {
@@ -31,8 +25,7 @@ pub(crate) fn find(
 }
 
 fn read(path: &Path) -> Option<Vec<u8>> {
-    let ignore =
-        |why: &str| tracing::warn!(path = %path.display(), "password file is ignored: {why}");
+    let ignore = |why: &str| tracing::warn!(path = %path.display(), "password file is ignored: {why}");
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) => {
@@ -98,11 +91,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(field.len());
     let mut bytes = field.iter();
     while let Some(&byte) = bytes.next() {
-        text.push(if byte == b'\\' {
-            *bytes.next().unwrap_or(&byte)
-        } else {
-            byte
-        });
+        text.push(if byte == b'\\' { *bytes.next().unwrap_or(&byte) } else { byte });
     }
     text
 }
@@ -118,26 +107,16 @@ mod tests {
     use super::*;
 
     fn password(line: &str, wanted: [&str; 4]) -> Option<String> {
-        match_line(line.as_bytes(), wanted)
-            .map(|p| String::from_utf8(p.as_bytes().to_vec()).unwrap())
+        match_line(line.as_bytes(), wanted).map(|p| String::from_utf8(p.as_bytes().to_vec()).unwrap())
     }
 
     const WANTED: [&str; 4] = ["db:1", "5432", "replication", "ada"];
 
     #[test]
     fn fields_match_with_wildcards_and_escapes() {
-        assert_eq!(
-            password(r"db\:1:5432:replication:ada:pw", WANTED).as_deref(),
-            Some("pw")
-        );
-        assert_eq!(
-            password(r"*:*:*:ada:p\:w\\x", WANTED).as_deref(),
-            Some(r"p:w\x")
-        );
-        assert_eq!(
-            password(r"*:*:*:ada:pw:rest", WANTED).as_deref(),
-            Some("pw")
-        );
+        assert_eq!(password(r"db\:1:5432:replication:ada:pw", WANTED).as_deref(), Some("pw"));
+        assert_eq!(password(r"*:*:*:ada:p\:w\\x", WANTED).as_deref(), Some(r"p:w\x"));
+        assert_eq!(password(r"*:*:*:ada:pw:rest", WANTED).as_deref(), Some("pw"));
         assert_eq!(password(r"\*:*:*:ada:pw", WANTED), None);
         assert_eq!(password(r"*:*:postgres:ada:pw", WANTED), None);
         assert_eq!(password(r"#*:*:*:ada:pw", WANTED), None);
@@ -148,11 +127,7 @@ mod tests {
     #[test]
     fn the_file_counts_only_when_it_is_private() {
         let path = std::env::temp_dir().join(format!("pgark-pgpass-{}", std::process::id()));
-        fs::write(
-            &path,
-            "other:*:*:*:no\n*:*:replication:ada:yes\r\n*:*:*:ada:late\n",
-        )
-        .unwrap();
+        fs::write(&path, "other:*:*:*:no\n*:*:replication:ada:yes\r\n*:*:*:ada:late\n").unwrap();
         let find = || find(&path, "h", 5432, "replication", "ada").map(|p| p.as_bytes().to_vec());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert_eq!(find(), None);

@@ -22,23 +22,15 @@ pub(crate) enum Transport {
 
 impl Transport {
     /// Opens the connection; the time limit is the caller's.
-    pub(crate) async fn connect(
-        host: &Host,
-        keepalive: &Keepalive,
-    ) -> Result<Self, ReplicationError> {
+    pub(crate) async fn connect(host: &Host, keepalive: &Keepalive) -> Result<Self, ReplicationError> {
         Self::open(host, keepalive)
             .await
-            .map_err(|source| ReplicationError::Connect {
-                endpoint: host.to_string(),
-                source,
-            })
+            .map_err(|source| ReplicationError::Connect { endpoint: host.to_string(), source })
     }
 
     async fn open(host: &Host, keepalive: &Keepalive) -> io::Result<Self> {
         match &host.endpoint {
-            Endpoint::SocketDirectory(_) => {
-                Ok(Self::Unix(UnixStream::connect(host.socket_path()).await?))
-            }
+            Endpoint::SocketDirectory(_) => Ok(Self::Unix(UnixStream::connect(host.socket_path()).await?)),
             Endpoint::Name { name, address } => {
                 let stream = match address {
                     Some(address) => TcpStream::connect((*address, host.port)).await?,
@@ -77,11 +69,7 @@ fn set_keepalive(stream: &TcpStream, keepalive: &Keepalive) -> io::Result<()> {
 }
 
 impl AsyncRead for Transport {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -90,11 +78,7 @@ impl AsyncRead for Transport {
 }
 
 impl AsyncWrite for Transport {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
