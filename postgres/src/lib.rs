@@ -6,6 +6,7 @@
 
 #![warn(missing_docs)]
 
+mod auto_conf;
 mod backup_label;
 mod control_file;
 mod history;
@@ -20,6 +21,7 @@ mod text_serde;
 mod timeline;
 mod wal_page;
 
+pub use auto_conf::{AutoConf, AutoConfError};
 pub use backup_label::{
     BackupLabel, BackupLabelError, BackupMethod, BackupSource, IncrementalFrom,
 };
