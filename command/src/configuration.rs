@@ -107,23 +107,14 @@ pub enum CheckpointMode {
 pub fn configuration_path(option: Option<&Path>, environment: &Environment) -> PathBuf {
     match option {
         Some(path) => path.to_path_buf(),
-        None => PathBuf::from(
-            environment
-                .get("PGARK_CONFIG")
-                .unwrap_or_else(|| DEFAULT_PATH.to_owned()),
-        ),
+        None => PathBuf::from(environment.get("PGARK_CONFIG").unwrap_or_else(|| DEFAULT_PATH.to_owned())),
     }
 }
 
 impl Configuration {
     /// Reads the file at `path` and lays the environment and the command's own options over it.
-    pub fn load(
-        path: &Path,
-        environment: &Environment,
-        overrides: &Overrides,
-    ) -> Result<Self, ConfigurationError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigurationError::opening(path, error))?;
+    pub fn load(path: &Path, environment: &Environment, overrides: &Overrides) -> Result<Self, ConfigurationError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigurationError::opening(path, error))?;
         Self::from_toml(&text, path, environment, overrides)
     }
 
@@ -150,9 +141,7 @@ impl Configuration {
         let mut faults = Vec::new();
 
         let mut top = document.top();
-        let state_dir = top
-            .path("state_dir")
-            .unwrap_or_else(|| PathBuf::from("/var/lib/pgark/state"));
+        let state_dir = top.path("state_dir").unwrap_or_else(|| PathBuf::from("/var/lib/pgark/state"));
         let cluster_table = top.table("cluster");
         let repository_tables = top.tables("repository");
         let compression_table = top.table("compression");
@@ -165,8 +154,7 @@ impl Configuration {
         let cluster = ClusterConfiguration::read(&mut section);
         section.finish(&mut known, &mut faults);
 
-        let repositories =
-            repository::read_all(&document, &repository_tables, &mut known, &mut faults);
+        let repositories = repository::read_all(&document, &repository_tables, &mut known, &mut faults);
 
         let mut section = document.section("compression", compression_table);
         let compression = CompressionConfiguration {
@@ -181,79 +169,45 @@ impl Configuration {
 
         let mut section = document.section("archive", archive_table);
         let archive = ArchiveConfiguration {
-            deadline: section.duration(
-                "deadline",
-                Duration::from_secs(60),
-                Duration::from_secs(1),
-                DAY,
-            ),
+            deadline: section.duration("deadline", Duration::from_secs(60), Duration::from_secs(1), DAY),
         };
         section.finish(&mut known, &mut faults);
 
         let mut section = document.section("restore", restore_table);
-        let restore = RestoreConfiguration {
-            jobs: section.integer("jobs", 0, 0, 64) as usize,
-        };
+        let restore = RestoreConfiguration { jobs: section.integer("jobs", 0, 0, 64) as usize };
         section.finish(&mut known, &mut faults);
 
         if faults.is_empty() {
-            Ok((
-                Self {
-                    state_dir,
-                    cluster,
-                    repositories,
-                    compression,
-                    backup,
-                    archive,
-                    restore,
-                },
-                known,
-            ))
+            Ok((Self { state_dir, cluster, repositories, compression, backup, archive, restore }, known))
         } else {
             Err(ConfigurationError::Invalid { faults })
         }
     }
 
     /// Chooses the repository that a reading command uses: the named one, or the only one.
-    pub fn repository(
-        &self,
-        name: Option<&str>,
-    ) -> Result<&RepositoryConfiguration, ConfigurationError> {
+    pub fn repository(&self, name: Option<&str>) -> Result<&RepositoryConfiguration, ConfigurationError> {
         let chosen = self.repositories_named(name)?;
         match chosen.as_slice() {
             [only] => Ok(only),
-            _ => Err(ConfigurationError::SeveralRepositories {
-                known: self.repository_names(),
-            }),
+            _ => Err(ConfigurationError::SeveralRepositories { known: self.repository_names() }),
         }
     }
 
     /// Chooses the repositories that a writing command serves: the named one, or all of them.
-    pub fn repositories_named(
-        &self,
-        name: Option<&str>,
-    ) -> Result<Vec<&RepositoryConfiguration>, ConfigurationError> {
+    pub fn repositories_named(&self, name: Option<&str>) -> Result<Vec<&RepositoryConfiguration>, ConfigurationError> {
         let Some(name) = name else {
             return Ok(self.repositories.iter().collect());
         };
-        match self
-            .repositories
-            .iter()
-            .find(|repository| repository.name == name)
-        {
+        match self.repositories.iter().find(|repository| repository.name == name) {
             Some(repository) => Ok(vec![repository]),
-            None => Err(ConfigurationError::UnknownRepository {
-                name: name.to_owned(),
-                known: self.repository_names(),
-            }),
+            None => {
+                Err(ConfigurationError::UnknownRepository { name: name.to_owned(), known: self.repository_names() })
+            }
         }
     }
 
     fn repository_names(&self) -> Vec<String> {
-        self.repositories
-            .iter()
-            .map(|repository| repository.name.clone())
-            .collect()
+        self.repositories.iter().map(|repository| repository.name.clone()).collect()
     }
 }
 
@@ -263,13 +217,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 impl ClusterConfiguration {
     fn read(section: &mut Section<'_>) -> Self {
         let name = section.parsed("name", "main".to_owned(), parse_name);
-        let connection = section
-            .text("connection")
-            .unwrap_or_else(|| "host=/var/run/postgresql user=pgark".to_owned());
-        Self {
-            name,
-            connection: Secret::new(connection),
-        }
+        let connection = section.text("connection").unwrap_or_else(|| "host=/var/run/postgresql user=pgark".to_owned());
+        Self { name, connection: Secret::new(connection) }
     }
 }
 
@@ -288,8 +237,7 @@ impl RestoreConfiguration {
 }
 
 fn workers(jobs: usize, most: usize) -> NonZeroUsize {
-    let automatic =
-        || std::thread::available_parallelism().map_or(1, |processors| processors.get().min(most));
+    let automatic = || std::thread::available_parallelism().map_or(1, |processors| processors.get().min(most));
     NonZeroUsize::new(if jobs == 0 { automatic() } else { jobs }).unwrap_or(NonZeroUsize::MIN)
 }
 
@@ -299,12 +247,7 @@ impl BackupConfiguration {
             checkpoint: section.parsed("checkpoint", CheckpointMode::Fast, str::parse),
             max_rate: section.parsed("max_rate", None, |text| text.parse().map(Some)),
             part_size: section.size("part_size", 256 * MIB, 16 * MIB, 16 * GIB),
-            archive_wait: section.duration(
-                "archive_wait",
-                Duration::from_secs(60),
-                Duration::ZERO,
-                DAY,
-            ),
+            archive_wait: section.duration("archive_wait", Duration::from_secs(60), Duration::ZERO, DAY),
         }
     }
 }
@@ -333,17 +276,13 @@ impl std::fmt::Display for CheckpointMode {
 /// Accepts a name that can stand in an object key and in a path on any store.
 fn parse_name(text: &str) -> Result<String, String> {
     const LONGEST: usize = 64;
-    let allowed =
-        |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
+    let allowed = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
     if !text.chars().all(allowed) {
         Err("only letters, digits, `-`, `_` and `.` are allowed".to_owned())
     } else if !text.starts_with(|first: char| first.is_ascii_alphanumeric()) {
         Err("it must begin with a letter or a digit".to_owned())
     } else if text.len() > LONGEST {
-        Err(format!(
-            "it has {} characters, at most {LONGEST} are allowed",
-            text.len()
-        ))
+        Err(format!("it has {} characters, at most {LONGEST} are allowed", text.len()))
     } else {
         Ok(text.to_owned())
     }

@@ -5,11 +5,25 @@
 //! wrote into typed values, or into one clear sentence about what is wrong with it.
 
 mod configuration;
+mod exit_code;
+mod failure;
+mod logging;
+mod options;
+mod output;
+mod progress;
+mod terminal;
+mod time_input;
 
 pub use configuration::{
-    ArchiveConfiguration, BackupConfiguration, CheckpointMode, ClusterConfiguration,
-    CompressionConfiguration, Configuration, ConfigurationError, CredentialSource, Environment,
-    Fault, MaxRate, Origin, Overrides, QuantityError, RepositoryConfiguration,
-    RestoreConfiguration, Scheme, Secret, SecretSource, configuration_path, parse_duration,
+    ArchiveConfiguration, BackupConfiguration, CheckpointMode, ClusterConfiguration, CompressionConfiguration,
+    Configuration, ConfigurationError, CredentialSource, Environment, Fault, MaxRate, Origin, Overrides, QuantityError,
+    RepositoryConfiguration, RestoreConfiguration, Scheme, Secret, SecretSource, configuration_path, parse_duration,
     parse_size,
 };
+pub use exit_code::{ExitCode, ExitPolicy};
+pub use failure::{Failure, Program, Verdict, run};
+pub use logging::{LogFormat, start_logging};
+pub use options::GlobalOptions;
+pub use output::{Align, Report, Table, format_duration, format_size, format_time, printable};
+pub use progress::{Progress, ProgressDisplay};
+pub use time_input::{TargetTime, TimeInputError, machine_zone};

@@ -15,18 +15,11 @@ pub enum CredentialSource {
     /// The identity that the cloud gives to the machine. A local directory has it too, and needs none.
     Ambient,
     /// An S3 access key, and a token where the key is a temporary one.
-    S3 {
-        access_key_id: String,
-        secret_access_key: SecretSource,
-        session_token: Option<SecretSource>,
-    },
+    S3 { access_key_id: String, secret_access_key: SecretSource, session_token: Option<SecretSource> },
     /// The JSON key of a Google service account.
     Gcs { service_account: SecretSource },
     /// An Azure storage account; without a key, the machine's own identity is used in it.
-    Azure {
-        account: String,
-        key: Option<SecretSource>,
-    },
+    Azure { account: String, key: Option<SecretSource> },
 }
 
 /// The keys of all schemes, as they were found. They are asked for together, because a key of another scheme must be
@@ -56,34 +49,19 @@ impl CredentialKeys {
     pub(super) fn set(&self) -> Vec<(&'static str, &'static str)> {
         let all = [
             ("access_key_id", "s3", self.access_key_id.is_some()),
-            (
-                "secret_access_key_file",
-                "s3",
-                self.secret_access_key.is_some(),
-            ),
+            ("secret_access_key_file", "s3", self.secret_access_key.is_some()),
             ("session_token_file", "s3", self.session_token.is_some()),
             ("service_account_file", "gs", self.service_account.is_some()),
             ("account", "az", self.account.is_some()),
             ("account_key_file", "az", self.account_key.is_some()),
         ];
-        all.into_iter()
-            .filter(|(_, _, set)| *set)
-            .map(|(key, scheme, _)| (key, scheme))
-            .collect()
+        all.into_iter().filter(|(_, _, set)| *set).map(|(key, scheme, _)| (key, scheme)).collect()
     }
 
-    pub(super) fn s3(
-        self,
-        section: &mut Section<'_>,
-        environment: &Environment,
-    ) -> CredentialSource {
+    pub(super) fn s3(self, section: &mut Section<'_>, environment: &Environment) -> CredentialSource {
         match (self.access_key_id, self.secret_access_key) {
             (Some(access_key_id), Some(secret_access_key)) => {
-                return CredentialSource::S3 {
-                    access_key_id,
-                    secret_access_key,
-                    session_token: self.session_token,
-                };
+                return CredentialSource::S3 { access_key_id, secret_access_key, session_token: self.session_token };
             }
             (Some(_), None) => {
                 let variable = section.variable("secret_access_key");
@@ -93,14 +71,10 @@ impl CredentialKeys {
             }
             (None, Some(_)) => {
                 let variable = section.variable("access_key_id");
-                section.fault(format!(
-                    "a secret access key is set without `access_key_id`: set it or {variable}"
-                ));
+                section.fault(format!("a secret access key is set without `access_key_id`: set it or {variable}"));
             }
             (None, None) if self.session_token.is_some() => {
-                section.fault(
-                    "a session token is set without `access_key_id` and its secret".to_owned(),
-                );
+                section.fault("a session token is set without `access_key_id` and its secret".to_owned());
             }
             (None, None) => {}
         }
@@ -109,33 +83,21 @@ impl CredentialKeys {
         match (usual_id, usual_secret) {
             (Some(access_key_id), Some(secret_access_key)) => {
                 let session_token = secret(environment, "AWS_SESSION_TOKEN");
-                CredentialSource::S3 {
-                    access_key_id,
-                    secret_access_key,
-                    session_token,
-                }
+                CredentialSource::S3 { access_key_id, secret_access_key, session_token }
             }
             _ => CredentialSource::Ambient,
         }
     }
 
     pub(super) fn gcs(self, environment: &Environment) -> CredentialSource {
-        let usual = || {
-            environment
-                .get("GOOGLE_APPLICATION_CREDENTIALS")
-                .map(|path| SecretSource::File(path.into()))
-        };
+        let usual = || environment.get("GOOGLE_APPLICATION_CREDENTIALS").map(|path| SecretSource::File(path.into()));
         match self.service_account.or_else(usual) {
             Some(service_account) => CredentialSource::Gcs { service_account },
             None => CredentialSource::Ambient,
         }
     }
 
-    pub(super) fn azure(
-        self,
-        section: &mut Section<'_>,
-        environment: &Environment,
-    ) -> CredentialSource {
+    pub(super) fn azure(self, section: &mut Section<'_>, environment: &Environment) -> CredentialSource {
         // An account of the configuration does not go with a key of the environment that belongs to another one.
         let (account, key) = match (self.account, self.account_key) {
             (Some(account), Some(key)) => (Some(account), Some(key)),
@@ -163,7 +125,5 @@ impl CredentialKeys {
 }
 
 fn secret(environment: &Environment, variable: &str) -> Option<SecretSource> {
-    environment
-        .get(variable)
-        .map(|value| SecretSource::Value(Secret::new(value)))
+    environment.get(variable).map(|value| SecretSource::Value(Secret::new(value)))
 }

@@ -15,22 +15,14 @@ pub struct Environment {
 impl Environment {
     /// Looks into the environment of this process; for `main` only.
     pub fn of_process() -> Self {
-        Self {
-            lookup: Box::new(|name| {
-                std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
-            }),
-        }
+        Self { lookup: Box::new(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())) }
     }
 
     /// Holds exactly these variables.
     pub fn from_pairs<const N: usize>(pairs: [(&str, &str); N]) -> Self {
-        let map: BTreeMap<String, String> = pairs
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
-        Self {
-            lookup: Box::new(move |name| map.get(name).cloned()),
-        }
+        let map: BTreeMap<String, String> =
+            pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Self { lookup: Box::new(move |name| map.get(name).cloned()) }
     }
 
     /// Holds no variable.
@@ -66,12 +58,7 @@ impl Overrides {
     /// Lets `option` (as the user writes it, `--max-rate`) set `setting` (as `section.key`, `backup.max_rate`); does
     /// nothing where the option was not given.
     #[must_use]
-    pub fn with(
-        mut self,
-        setting: &'static str,
-        option: &'static str,
-        value: Option<impl ToString>,
-    ) -> Self {
+    pub fn with(mut self, setting: &'static str, option: &'static str, value: Option<impl ToString>) -> Self {
         if let Some(value) = value {
             self.by_setting.insert(setting, (option, value.to_string()));
         }
@@ -79,8 +66,6 @@ impl Overrides {
     }
 
     pub(super) fn get(&self, setting: &str) -> Option<(&'static str, &str)> {
-        self.by_setting
-            .get(setting)
-            .map(|(option, value)| (*option, value.as_str()))
+        self.by_setting.get(setting).map(|(option, value)| (*option, value.as_str()))
     }
 }

@@ -25,11 +25,7 @@ pub enum ConfigurationError {
     },
 
     #[error("{}:{line}: this is not valid TOML: {message}", path.display())]
-    Syntax {
-        path: PathBuf,
-        line: usize,
-        message: String,
-    },
+    Syntax { path: PathBuf, line: usize, message: String },
 
     /// One line a fault.
     #[error("{}", lines(faults))]
@@ -45,22 +41,14 @@ pub enum ConfigurationError {
     EmptyFile { path: PathBuf, what: &'static str },
 
     #[error("{place}: {problem}")]
-    Key {
-        place: String,
-        problem: &'static str,
-    },
+    Key { place: String, problem: &'static str },
 }
 
 impl ConfigurationError {
     pub(super) fn opening(path: &Path, error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::NotFound => Self::Missing {
-                path: path.to_path_buf(),
-            },
-            _ => Self::Unreadable {
-                path: path.to_path_buf(),
-                source: error,
-            },
+            io::ErrorKind::NotFound => Self::Missing { path: path.to_path_buf() },
+            _ => Self::Unreadable { path: path.to_path_buf(), source: error },
         }
     }
 }

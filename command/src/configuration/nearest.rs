@@ -1,10 +1,7 @@
 //! Finds the key that a misspelt one was meant to be.
 
 /// The known word that is nearest to `written`, unless all of them are far away.
-pub(super) fn nearest<'k>(
-    written: &str,
-    known: impl IntoIterator<Item = &'k str>,
-) -> Option<&'k str> {
+pub(super) fn nearest<'k>(written: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let written = written.to_ascii_lowercase().replace('-', "_");
     // A third of the letters may be wrong: `conection` finds `connection`, `x` finds nothing.
     let furthest = written.chars().count().div_ceil(3).min(5);
@@ -13,14 +10,7 @@ pub(super) fn nearest<'k>(
         .map(|word| {
             // A key whose end was left off is near however long the end is: `secret_access_key`, `…_file`.
             let shortened = written.len() >= 4 && word.starts_with(written.as_str());
-            (
-                if shortened {
-                    1
-                } else {
-                    distance(&written, word)
-                },
-                word,
-            )
+            (if shortened { 1 } else { distance(&written, word) }, word)
         })
         .filter(|(distance, _)| *distance <= furthest)
         .min()
@@ -36,9 +26,7 @@ fn distance(left: &str, right: &str) -> usize {
     for (row, &from) in left.iter().enumerate() {
         let mut current = vec![row + 1];
         for (column, &to) in right.iter().enumerate() {
-            let mut cost = (last[column] + usize::from(from != to))
-                .min(last[column + 1] + 1)
-                .min(current[column] + 1);
+            let mut cost = (last[column] + usize::from(from != to)).min(last[column + 1] + 1).min(current[column] + 1);
             let swapped = row > 0 && column > 0 && from == right[column - 1] && to == left[row - 1];
             if swapped {
                 cost = cost.min(before_last[column - 1] + 1);
@@ -71,10 +59,7 @@ mod tests {
         let known = ["name", "url", "secret_access_key_file", "path_style"];
         assert_eq!(nearest("nmae", known), Some("name"));
         assert_eq!(nearest("Path-Style", known), Some("path_style"));
-        assert_eq!(
-            nearest("secret_access_key", known),
-            Some("secret_access_key_file")
-        );
+        assert_eq!(nearest("secret_access_key", known), Some("secret_access_key_file"));
         assert_eq!(nearest("wholly_different", known), None);
         assert_eq!(nearest("", known), None);
     }

@@ -58,10 +58,7 @@ impl RepositoryConfiguration {
         let recipients = lines_of_keys(path, &read_file(path)?, check_recipient)?;
         if recipients.is_empty() {
             // Nobody names such a file in order to store without encryption.
-            return Err(ConfigurationError::EmptyFile {
-                path: path.clone(),
-                what: "age recipients",
-            });
+            return Err(ConfigurationError::EmptyFile { path: path.clone(), what: "age recipients" });
         }
         Ok(recipients)
     }
@@ -79,17 +76,11 @@ impl RepositoryConfiguration {
         let content = source.read("age identity")?;
         let place = match source {
             SecretSource::File(path) => path.clone(),
-            SecretSource::Value(_) => PathBuf::from(format!(
-                "PGARK_REPOSITORY_{}_IDENTITY",
-                variable_name(&self.name)
-            )),
+            SecretSource::Value(_) => PathBuf::from(format!("PGARK_REPOSITORY_{}_IDENTITY", variable_name(&self.name))),
         };
         let keys = lines_of_keys(&place, content.expose(), check_identity)?;
         if keys.is_empty() {
-            return Err(ConfigurationError::EmptyFile {
-                path: place,
-                what: "age identity",
-            });
+            return Err(ConfigurationError::EmptyFile { path: place, what: "age identity" });
         }
         Ok(keys.into_iter().map(Secret::new).collect())
     }
@@ -119,15 +110,9 @@ fn lines_of_keys(
 /// Looks at the shape only; the repository checks the key itself.
 fn check_recipient(text: &str) -> Result<(), &'static str> {
     if text.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-") {
-        Err(
-            "this is a private key, and it belongs to the host that restores; a recipient is the public key, which \
-             begins with `age1` (age-keygen -y prints it)",
-        )
-    } else if !text.starts_with("age1")
-        || !text
-            .chars()
-            .all(|character| character.is_ascii_alphanumeric())
-    {
+        Err("this is a private key, and it belongs to the host that restores; a recipient is the public key, which \
+             begins with `age1` (age-keygen -y prints it)")
+    } else if !text.starts_with("age1") || !text.chars().all(|character| character.is_ascii_alphanumeric()) {
         Err("expected an age public key, which begins with `age1`")
     } else {
         Ok(())
@@ -138,15 +123,11 @@ fn check_identity(text: &str) -> Result<(), &'static str> {
     if text.starts_with("AGE-SECRET-KEY-1") {
         Ok(())
     } else if text.starts_with("age1") {
-        Err(
-            "this is a public key; an identity is the private key, which begins with `AGE-SECRET-KEY-1`",
-        )
+        Err("this is a public key; an identity is the private key, which begins with `AGE-SECRET-KEY-1`")
     } else if text.starts_with("age-encryption.org/") || text.starts_with("-----BEGIN AGE") {
         Err("the identity is itself encrypted with a passphrase; decrypt it first (age -d)")
     } else {
-        Err(
-            "expected an age private key, which begins with `AGE-SECRET-KEY-1`, as age-keygen writes it",
-        )
+        Err("expected an age private key, which begins with `AGE-SECRET-KEY-1`, as age-keygen writes it")
     }
 }
 
@@ -162,15 +143,9 @@ pub(super) fn read_all(
         let mut section = document.repository(*table);
         if let Some(repository) = read(&mut section, document) {
             let variable = variable_name(&repository.name);
-            if repositories
-                .iter()
-                .any(|other| other.name == repository.name)
-            {
+            if repositories.iter().any(|other| other.name == repository.name) {
                 section.fault(format!("the name `{}` is used twice", repository.name));
-            } else if let Some(other) = repositories
-                .iter()
-                .find(|other| variable_name(&other.name) == variable)
-            {
+            } else if let Some(other) = repositories.iter().find(|other| variable_name(&other.name) == variable) {
                 section.fault(format!(
                     "`{}` and `{}` would share the variables PGARK_REPOSITORY_{variable}_…: rename one",
                     other.name, repository.name
@@ -181,13 +156,8 @@ pub(super) fn read_all(
         section.finish(known, faults);
     }
     if tables.is_empty() {
-        let sentence =
-            "no repository is configured: add a [[repository]] table with `name` and `url`"
-                .to_owned();
-        faults.push(Fault {
-            origin: document.at_line(1),
-            sentence,
-        });
+        let sentence = "no repository is configured: add a [[repository]] table with `name` and `url`".to_owned();
+        faults.push(Fault { origin: document.at_line(1), sentence });
     }
     repositories
 }
@@ -195,9 +165,7 @@ pub(super) fn read_all(
 fn read(section: &mut Section<'_>, document: &Document<'_>) -> Option<RepositoryConfiguration> {
     // Every key is asked for before anything is decided: a fault in one must not make another one unknown.
     let name = section.required("name", parse_name);
-    let url = section.required_hidden("url", |text| {
-        parse_url(text).map(|scheme| (text.to_owned(), scheme))
-    });
+    let url = section.required_hidden("url", |text| parse_url(text).map(|scheme| (text.to_owned(), scheme)));
     let recipients: Vec<String> = section.list("recipients");
     let recipients_file = section.path("recipients_file");
     let identity = section.secret("identity", "identity_file");
@@ -222,39 +190,28 @@ fn read(section: &mut Section<'_>, document: &Document<'_>) -> Option<Repository
     set.extend(region.as_ref().map(|_| ("region", "s3")));
     set.extend(path_style.map(|_| ("path_style", "s3")));
     for (key, of) in set.into_iter().filter(|(_, of)| *of != scheme.as_str()) {
-        section.fault(format!(
-            "`{key}` is for {of}:// repositories, and this one is {}://",
-            scheme.as_str()
-        ));
+        section.fault(format!("`{key}` is for {of}:// repositories, and this one is {}://", scheme.as_str()));
     }
     if scheme == Scheme::File {
-        let set = [
-            ("endpoint", endpoint.is_some()),
-            ("allow_http", allow_http.is_some()),
-            ("ca_file", ca_file.is_some()),
-        ];
+        let set =
+            [("endpoint", endpoint.is_some()), ("allow_http", allow_http.is_some()), ("ca_file", ca_file.is_some())];
         for (key, _) in set.into_iter().filter(|(_, set)| *set) {
             section.fault(format!("`{key}` has no meaning for a file:// repository"));
         }
     }
     let allow_http = allow_http.unwrap_or(false);
-    if !allow_http
-        && endpoint
-            .as_ref()
-            .is_some_and(|endpoint: &String| endpoint.starts_with("http://"))
-    {
-        section.fault("`endpoint` is http://, which anybody on the way can read; use https:// or set `allow_http = true`".to_owned());
+    if !allow_http && endpoint.as_ref().is_some_and(|endpoint: &String| endpoint.starts_with("http://")) {
+        section.fault(
+            "`endpoint` is http://, which anybody on the way can read; use https:// or set `allow_http = true`"
+                .to_owned(),
+        );
     }
 
     let environment = document.environment();
     let (region, credentials) = match scheme {
         Scheme::File => (None, CredentialSource::Ambient),
         Scheme::S3 => {
-            let usual = || {
-                environment
-                    .get("AWS_REGION")
-                    .or_else(|| environment.get("AWS_DEFAULT_REGION"))
-            };
+            let usual = || environment.get("AWS_REGION").or_else(|| environment.get("AWS_DEFAULT_REGION"));
             (region.or_else(usual), keys.s3(section, environment))
         }
         Scheme::Gcs => (None, keys.gcs(environment)),
@@ -307,17 +264,11 @@ fn parse_url(text: &str) -> Result<Scheme, String> {
             return Err("Azure Blob Storage is written as `az://`".to_owned());
         }
         "http" | "https" => {
-            return Err(
-                "a server's address goes into `endpoint`; the url is like s3://bucket/prefix"
-                    .to_owned(),
-            );
+            return Err("a server's address goes into `endpoint`; the url is like s3://bucket/prefix".to_owned());
         }
         _ => return Err("it must begin with file://, s3://, gs:// or az://".to_owned()),
     };
-    if rest.contains(['?', '#'])
-        || rest.contains(char::is_whitespace)
-        || rest.contains(char::is_control)
-    {
+    if rest.contains(['?', '#']) || rest.contains(char::is_whitespace) || rest.contains(char::is_control) {
         return Err("it must not contain `?`, `#` or blanks".to_owned());
     }
     let first = rest.split('/').next().unwrap_or_default();
@@ -325,15 +276,11 @@ fn parse_url(text: &str) -> Result<Scheme, String> {
         Scheme::File if !first.is_empty() => {
             Err("the directory must be absolute, with three slashes: file:///directory".to_owned())
         }
-        Scheme::File if rest.trim_matches('/').is_empty() => {
-            Err("it names no directory".to_owned())
-        }
+        Scheme::File if rest.trim_matches('/').is_empty() => Err("it names no directory".to_owned()),
         Scheme::File => Ok(scheme),
         _ if first.contains('@') => Err("credentials do not belong into the url".to_owned()),
         _ if first.is_empty() => Err("it names no bucket or container".to_owned()),
-        _ if first.contains(':') => {
-            Err("it must not hold a port; a server's address goes into `endpoint`".to_owned())
-        }
+        _ if first.contains(':') => Err("it must not hold a port; a server's address goes into `endpoint`".to_owned()),
         _ => Ok(scheme),
     }
     .and_then(|scheme| {
@@ -347,9 +294,7 @@ fn parse_url(text: &str) -> Result<Scheme, String> {
 }
 
 fn parse_endpoint(text: &str) -> Result<String, &'static str> {
-    let rest = text
-        .strip_prefix("https://")
-        .or_else(|| text.strip_prefix("http://"));
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     match rest {
         None => Err("expected an address that begins with https:// (or http://)"),
         Some(rest) if rest.contains('@') => Err("credentials do not belong into the address"),

@@ -42,10 +42,7 @@ impl SecretSource {
             Self::File(path) => {
                 let content = read_file(path)?;
                 match content.trim() {
-                    "" => Err(ConfigurationError::EmptyFile {
-                        path: path.clone(),
-                        what,
-                    }),
+                    "" => Err(ConfigurationError::EmptyFile { path: path.clone(), what }),
                     secret => Ok(Secret::new(secret)),
                 }
             }
@@ -56,10 +53,7 @@ impl SecretSource {
 pub(super) fn read_file(path: &Path) -> Result<String, ConfigurationError> {
     // A file that is named by the configuration and absent is an unreadable file: the advice for a missing
     // configuration would mislead.
-    std::fs::read_to_string(path).map_err(|source| ConfigurationError::Unreadable {
-        path: path.to_path_buf(),
-        source,
-    })
+    std::fs::read_to_string(path).map_err(|source| ConfigurationError::Unreadable { path: path.to_path_buf(), source })
 }
 
 #[cfg(test)]
@@ -70,11 +64,7 @@ mod tests {
     #[test]
     fn a_secret_does_not_print() {
         let secret = Secret::new("hunter2");
-        let shown = format!(
-            "{secret:?} {:?} {:#?}",
-            SecretSource::Value(secret.clone()),
-            Some(&secret)
-        );
+        let shown = format!("{secret:?} {:?} {:#?}", SecretSource::Value(secret.clone()), Some(&secret));
         assert!(!shown.contains("hunter2"), "{shown}");
         assert_eq!(secret.expose(), "hunter2");
     }

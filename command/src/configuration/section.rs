@@ -58,57 +58,28 @@ impl<'d> Document<'d> {
             line: line_of(text, error.span()),
             message: error.message().replace('\n', ", "),
         })?;
-        Ok(Self {
-            path,
-            text,
-            table: table.into_inner(),
-            environment,
-            overrides,
-        })
+        Ok(Self { path, text, table: table.into_inner(), environment, overrides })
     }
 
     /// The keys outside of any table.
     pub(super) fn top(&'d self) -> Section<'d> {
-        let table = Table {
-            table: &self.table,
-            line: 1,
-        };
-        Section::new(
-            self,
-            Some(table),
-            "",
-            "at the top of the file".to_owned(),
-            "PGARK_".to_owned(),
-        )
+        let table = Table { table: &self.table, line: 1 };
+        Section::new(self, Some(table), "", "at the top of the file".to_owned(), "PGARK_".to_owned())
     }
 
     /// `[name]`, which may be absent from the file.
     pub(super) fn section(&'d self, name: &'static str, table: Option<Table<'d>>) -> Section<'d> {
-        Section::new(
-            self,
-            table,
-            name,
-            format!("in [{name}]"),
-            format!("PGARK_{}_", name.to_ascii_uppercase()),
-        )
+        Section::new(self, table, name, format!("in [{name}]"), format!("PGARK_{}_", name.to_ascii_uppercase()))
     }
 
     /// One `[[repository]]`; its variables carry its name.
     pub(super) fn repository(&'d self, table: Table<'d>) -> Section<'d> {
-        let name = table
-            .table
-            .get("name")
-            .and_then(|name| name.get_ref().as_str())
-            .unwrap_or_default();
+        let name = table.table.get("name").and_then(|name| name.get_ref().as_str()).unwrap_or_default();
         Section::new(
             self,
             Some(table),
             "repository",
-            if name.is_empty() {
-                "in [[repository]]".to_owned()
-            } else {
-                format!("in repository `{name}`")
-            },
+            if name.is_empty() { "in [[repository]]".to_owned() } else { format!("in repository `{name}`") },
             format!("PGARK_REPOSITORY_{}_", variable_name(name)),
         )
     }
@@ -118,10 +89,7 @@ impl<'d> Document<'d> {
     }
 
     pub(super) fn at_line(&self, line: usize) -> Origin {
-        Origin::File {
-            path: self.path.to_path_buf(),
-            line,
-        }
+        Origin::File { path: self.path.to_path_buf(), line }
     }
 
     fn line(&self, span: Range<usize>) -> usize {
@@ -133,22 +101,13 @@ impl<'d> Document<'d> {
 /// a digit.
 pub(super) fn variable_name(name: &str) -> String {
     name.chars()
-        .map(|character| {
-            if character.is_ascii_alphanumeric() {
-                character.to_ascii_uppercase()
-            } else {
-                '_'
-            }
-        })
+        .map(|character| if character.is_ascii_alphanumeric() { character.to_ascii_uppercase() } else { '_' })
         .collect()
 }
 
 fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
     let start = span.map_or(0, |span| span.start).min(text.len());
-    1 + text.as_bytes()[..start]
-        .iter()
-        .filter(|byte| **byte == b'\n')
-        .count()
+    1 + text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count()
 }
 
 /// One table that is being read.
@@ -171,44 +130,23 @@ impl<'s> Section<'s> {
         place: String,
         variable_prefix: String,
     ) -> Self {
-        Self {
-            document,
-            table,
-            name,
-            place,
-            variable_prefix,
-            asked: Vec::new(),
-            faults: Vec::new(),
-        }
+        Self { document, table, name, place, variable_prefix, asked: Vec::new(), faults: Vec::new() }
     }
 
     /// The precedence: command line, environment, file.
     fn find(&mut self, key: &'static str) -> Option<Found<'s>> {
         self.asked.push(key);
-        let setting = if self.name.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.name)
-        };
+        let setting = if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) };
         if let Some((option, value)) = self.document.overrides.get(&setting) {
-            return Some(Found {
-                value: Value::Untyped(value.to_owned()),
-                origin: Origin::CommandLine { option },
-            });
+            return Some(Found { value: Value::Untyped(value.to_owned()), origin: Origin::CommandLine { option } });
         }
         let variable = self.variable(key);
         if let Some(value) = self.document.environment.get(&variable) {
-            return Some(Found {
-                value: Value::Untyped(value),
-                origin: Origin::Environment { variable },
-            });
+            return Some(Found { value: Value::Untyped(value), origin: Origin::Environment { variable } });
         }
         let value = self.table?.table.get(key)?;
         let origin = self.document.at_line(self.document.line(value.span()));
-        Some(Found {
-            value: Value::Typed(value.get_ref()),
-            origin,
-        })
+        Some(Found { value: Value::Typed(value.get_ref()), origin })
     }
 
     /// The variable that overrides `key`.
@@ -218,13 +156,8 @@ impl<'s> Section<'s> {
 
     /// Notes a fault of the section as a whole: it points at the section's header.
     pub(super) fn fault(&mut self, sentence: String) {
-        let origin = self
-            .document
-            .at_line(self.table.map_or(1, |table| table.line));
-        self.faults.push(Fault {
-            origin,
-            sentence: format!("{sentence} ({})", self.place),
-        });
+        let origin = self.document.at_line(self.table.map_or(1, |table| table.line));
+        self.faults.push(Fault { origin, sentence: format!("{sentence} ({})", self.place) });
     }
 
     fn fault_at(&mut self, origin: Origin, sentence: String) {
@@ -232,11 +165,7 @@ impl<'s> Section<'s> {
     }
 
     fn wrong_type(&mut self, key: &str, expected: &str, origin: Origin, found: &DeValue<'_>) {
-        let sentence = format!(
-            "`{key}` {} must be {expected}, not {}",
-            self.place,
-            found.type_str()
-        );
+        let sentence = format!("`{key}` {} must be {expected}, not {}", self.place, found.type_str());
         self.fault_at(origin, sentence);
     }
 
@@ -255,11 +184,7 @@ impl<'s> Section<'s> {
                 return None;
             }
         };
-        if text.is_empty() {
-            None
-        } else {
-            Some((text, origin))
-        }
+        if text.is_empty() { None } else { Some((text, origin)) }
     }
 
     /// A text that `parse` turns into a value; an absent, empty or wrong one gives the default.
@@ -282,11 +207,7 @@ impl<'s> Section<'s> {
         match parse(&text) {
             Ok(value) => Some(value),
             Err(problem) => {
-                let sentence = format!(
-                    "`{key}` {} is \"{}\": {problem}",
-                    self.place,
-                    text.escape_debug()
-                );
+                let sentence = format!("`{key}` {} is \"{}\": {problem}", self.place, text.escape_debug());
                 self.fault_at(origin, sentence);
                 None
             }
@@ -340,13 +261,7 @@ impl<'s> Section<'s> {
         }
     }
 
-    pub(super) fn integer(
-        &mut self,
-        key: &'static str,
-        default: u32,
-        least: u32,
-        most: u32,
-    ) -> u32 {
+    pub(super) fn integer(&mut self, key: &'static str, default: u32, least: u32, most: u32) -> u32 {
         let Some(Found { value, origin }) = self.find(key) else {
             return default;
         };
@@ -362,10 +277,7 @@ impl<'s> Section<'s> {
             Ok(number) if (least..=most).contains(&number) => number,
             _ => {
                 let digits = digits.escape_debug();
-                let sentence = format!(
-                    "`{key}` {} is {digits}: expected a number from {least} to {most}",
-                    self.place
-                );
+                let sentence = format!("`{key}` {} is {digits}: expected a number from {least} to {most}", self.place);
                 self.fault_at(origin, sentence);
                 default
             }
@@ -384,10 +296,7 @@ impl<'s> Section<'s> {
                 "true" | "1" => Some(true),
                 "false" | "0" => Some(false),
                 _ => {
-                    self.fault_at(
-                        origin,
-                        format!("`{key}` {} must be true or false", self.place),
-                    );
+                    self.fault_at(origin, format!("`{key}` {} must be true or false", self.place));
                     None
                 }
             },
@@ -401,12 +310,8 @@ impl<'s> Section<'s> {
         };
         let array = match value {
             Value::Untyped(text) => {
-                let words =
-                    text.split(|character: char| character == ',' || character.is_whitespace());
-                return words
-                    .filter(|word| !word.is_empty())
-                    .map(str::to_owned)
-                    .collect();
+                let words = text.split(|character: char| character == ',' || character.is_whitespace());
+                return words.filter(|word| !word.is_empty()).map(str::to_owned).collect();
             }
             Value::Typed(DeValue::Array(array)) => array,
             Value::Typed(other) => {
@@ -419,12 +324,7 @@ impl<'s> Section<'s> {
             let origin = self.document.at_line(self.document.line(element.span()));
             match element.get_ref().as_str() {
                 Some(text) => list.push(text.to_owned()),
-                None => self.wrong_type(
-                    key,
-                    "a list of texts, [\"…\", \"…\"]",
-                    origin,
-                    element.get_ref(),
-                ),
+                None => self.wrong_type(key, "a list of texts, [\"…\", \"…\"]", origin, element.get_ref()),
             }
         }
         list
@@ -435,11 +335,7 @@ impl<'s> Section<'s> {
     pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
         self.optional(key, |text| {
             let path = PathBuf::from(text);
-            if path.is_absolute() {
-                Ok(path)
-            } else {
-                Err("expected an absolute path, beginning with `/`")
-            }
+            if path.is_absolute() { Ok(path) } else { Err("expected an absolute path, beginning with `/`") }
         })
     }
 
@@ -449,11 +345,7 @@ impl<'s> Section<'s> {
             if (least..=most).contains(&size) {
                 Ok(size)
             } else {
-                Err(format!(
-                    "expected {} MiB to {} MiB",
-                    least >> 20,
-                    most >> 20
-                ))
+                Err(format!("expected {} MiB to {} MiB", least >> 20, most >> 20))
             }
         })
     }
@@ -466,16 +358,11 @@ impl<'s> Section<'s> {
         most: Duration,
     ) -> Duration {
         self.parsed(key, default, |text| {
-            let duration =
-                parse_duration(text).map_err(|error: QuantityError| error.to_string())?;
+            let duration = parse_duration(text).map_err(|error: QuantityError| error.to_string())?;
             if (least..=most).contains(&duration) {
                 Ok(duration)
             } else {
-                Err(format!(
-                    "expected {} s to {} h",
-                    least.as_secs(),
-                    most.as_secs() / 3600
-                ))
+                Err(format!("expected {} s to {} h", least.as_secs(), most.as_secs() / 3600))
             }
         })
     }
@@ -485,9 +372,7 @@ impl<'s> Section<'s> {
     pub(super) fn secret(&mut self, key: &str, file_key: &'static str) -> Option<SecretSource> {
         let file = self.path(file_key).map(SecretSource::File);
         let value = self.document.environment.get(&self.variable(key));
-        value
-            .map(|value| SecretSource::Value(Secret::new(value)))
-            .or(file)
+        value.map(|value| SecretSource::Value(Secret::new(value))).or(file)
     }
 
     /// The table `[key]` inside this one.
@@ -498,12 +383,7 @@ impl<'s> Section<'s> {
         match value.get_ref() {
             DeValue::Table(table) => Some(Table { table, line }),
             other => {
-                self.wrong_type(
-                    key,
-                    &format!("a table, [{key}]"),
-                    self.document.at_line(line),
-                    other,
-                );
+                self.wrong_type(key, &format!("a table, [{key}]"), self.document.at_line(line), other);
                 None
             }
         }
@@ -512,8 +392,7 @@ impl<'s> Section<'s> {
     /// The tables `[[key]]` inside this one.
     pub(super) fn tables(&mut self, key: &'static str) -> Vec<Table<'s>> {
         self.asked.push(key);
-        let Some((header, value)) = self.table.and_then(|table| table.table.get_key_value(key))
-        else {
+        let Some((header, value)) = self.table.and_then(|table| table.table.get_key_value(key)) else {
             return Vec::new();
         };
         let mut tables = Vec::new();
@@ -524,9 +403,7 @@ impl<'s> Section<'s> {
                     let line = self.document.line(element.span());
                     match element.get_ref() {
                         DeValue::Table(table) => tables.push(Table { table, line }),
-                        other => {
-                            self.wrong_type(key, &expected, self.document.at_line(line), other)
-                        }
+                        other => self.wrong_type(key, &expected, self.document.at_line(line), other),
                     }
                 }
             }
@@ -547,17 +424,10 @@ impl<'s> Section<'s> {
             if let Some(meant) = nearest(key.get_ref(), self.asked.iter().copied()) {
                 sentence.push_str(&format!(", did you mean `{meant}`?"));
             }
-            self.faults.push(Fault {
-                origin: self.document.at_line(self.document.line(key.span())),
-                sentence,
-            });
+            self.faults.push(Fault { origin: self.document.at_line(self.document.line(key.span())), sentence });
         }
         for key in self.asked {
-            let setting = if self.name.is_empty() {
-                key.to_owned()
-            } else {
-                format!("{}.{key}", self.name)
-            };
+            let setting = if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) };
             if !known.contains(&setting) {
                 known.push(setting);
             }
