@@ -5,12 +5,14 @@
 //! wrote into typed values, or into one clear sentence about what is wrong with it.
 
 mod configuration;
+mod data_directory;
 mod exit_code;
 mod failure;
 mod logging;
 mod options;
 mod output;
 mod progress;
+mod repositories;
 mod terminal;
 mod time_input;
 
@@ -20,10 +22,12 @@ pub use configuration::{
     RepositoryConfiguration, RestoreConfiguration, Scheme, Secret, SecretSource, configuration_path, parse_duration,
     parse_size,
 };
+pub use data_directory::{DataDirectoryError, data_directory_of_wal_file, read_control_file};
 pub use exit_code::{ExitCode, ExitPolicy};
 pub use failure::{Failure, Program, Verdict, run};
 pub use logging::{LogFormat, start_logging};
 pub use options::GlobalOptions;
 pub use output::{Align, Report, Table, format_duration, format_size, format_time, printable};
 pub use progress::{Progress, ProgressDisplay};
+pub use repositories::{Side, judge_repository, open_repository};
 pub use time_input::{TargetTime, TimeInputError, machine_zone};

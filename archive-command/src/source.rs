@@ -1,0 +1,113 @@
+//! The file that PostgreSQL wants archived, checked against its name.
+//!
+//! A segment names its cluster in its first page. The small text files do not, so for them `global/pg_control` of the
+//! data directory is asked: PostgreSQL runs the command there and gives `pg_wal/<name>`.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use pgark_command::{DataDirectoryError, data_directory_of_wal_file, read_control_file};
+use pgark_postgres::{
+    HistoryError, SegmentHeader, SegmentName, SystemIdentifier, TimelineHistory, WalFileName, WalFileNameError,
+    WalPageError,
+};
+
+/// The largest WAL segment.
+const SEGMENT_LIMIT: u64 = 1 << 30;
+/// Histories have a line for each timeline; this is far above any.
+const TEXT_LIMIT: u64 = 4 << 20;
+
+/// A file of `pg_wal` that is what its name says.
+#[derive(Debug)]
+pub struct SourceFile {
+    /// Its name.
+    pub name: WalFileName,
+    /// All of it.
+    pub content: Vec<u8>,
+    /// The cluster that wrote it.
+    pub system_identifier: SystemIdentifier,
+}
+
+/// Why a file is not archived.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// `archive_command` is called without a file name.
+    #[error("the path has no file name; archive_command must pass %p")]
+    NoName,
+    /// The name is none that PostgreSQL archives.
+    #[error("the name is not one that PostgreSQL archives")]
+    Name(#[source] WalFileNameError),
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The file is far larger than it can be.
+    #[error("the file has more than {limit} bytes")]
+    TooLarge {
+        /// The largest sensible size.
+        limit: u64,
+    },
+    /// The segment is not what its name says.
+    #[error("the file is not the WAL segment that its name says")]
+    Segment(#[source] WalPageError),
+    /// The history is not what its name says.
+    #[error("the file is not the history that its name says")]
+    History(#[source] HistoryError),
+    /// The data directory does not tell which cluster it is.
+    #[error(transparent)]
+    DataDirectory(#[from] DataDirectoryError),
+}
+
+impl SourceFile {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// When the name is unknown, the file cannot be read, or the content does not belong to the name.
+    pub fn read(path: &Path) -> Result<Self, SourceError> {
+        let name = path.file_name().and_then(|name| name.to_str()).ok_or(SourceError::NoName)?;
+        let name: WalFileName = name.parse().map_err(SourceError::Name)?;
+        match name {
+            WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
+                let content = read_whole(path, SEGMENT_LIMIT)?;
+                let system_identifier = check_segment(&segment, &content).map_err(SourceError::Segment)?;
+                Ok(Self { name, content, system_identifier })
+            }
+            WalFileName::History(timeline) => {
+                let content = read_whole(path, TEXT_LIMIT)?;
+                TimelineHistory::parse(timeline, &content).map_err(SourceError::History)?;
+                Ok(Self { name, content, system_identifier: system_identifier(path)? })
+            }
+            WalFileName::BackupHistory { .. } => {
+                let content = read_whole(path, TEXT_LIMIT)?;
+                Ok(Self { name, content, system_identifier: system_identifier(path)? })
+            }
+        }
+    }
+}
+
+fn check_segment(name: &SegmentName, content: &[u8]) -> Result<SystemIdentifier, WalPageError> {
+    let header = SegmentHeader::parse(content)?;
+    header.check_name(name, content.len() as u64)?;
+    Ok(header.system_identifier)
+}
+
+fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>, SourceError> {
+    let failed = |source| SourceError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    let mut content = Vec::with_capacity(usize::try_from(size.min(limit)).unwrap_or(0));
+    file.take(limit + 1).read_to_end(&mut content).map_err(failed)?;
+    if content.len() as u64 > limit {
+        return Err(SourceError::TooLarge { limit });
+    }
+    Ok(content)
+}
+
+fn system_identifier(path: &Path) -> Result<SystemIdentifier, SourceError> {
+    Ok(read_control_file(&data_directory_of_wal_file(path))?.system_identifier)
+}

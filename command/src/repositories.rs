@@ -1,0 +1,89 @@
+//! From a repository's configuration to an opened repository: the secrets are read here, and only the keys that the
+//! side at work needs.
+
+use std::error::Error;
+
+use pgark_repository::{Credentials, ErrorKind, Repository, RepositoryError, RepositoryOptions};
+
+use crate::configuration::{ConfigurationError, CredentialSource, RepositoryConfiguration, Secret};
+use crate::exit_code::ExitCode;
+use crate::failure::Verdict;
+
+/// Which keys a command needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Writes: public keys.
+    Writing,
+    /// Reads: private keys.
+    Reading,
+}
+
+/// Opens a configured repository. Nothing is read from it yet.
+///
+/// # Errors
+/// When a file that the configuration names cannot be read, or when the URL or a key cannot be used.
+pub fn open_repository(configuration: &RepositoryConfiguration, side: Side) -> anyhow::Result<Repository> {
+    Ok(Repository::open(&options(configuration, side)?)?)
+}
+
+fn options(configuration: &RepositoryConfiguration, side: Side) -> Result<RepositoryOptions, ConfigurationError> {
+    let ca_certificates = match &configuration.ca_file {
+        None => None,
+        Some(path) => {
+            Some(std::fs::read(path).map_err(|source| ConfigurationError::Unreadable { path: path.clone(), source })?)
+        }
+    };
+    let expose = |secrets: Vec<Secret>| secrets.iter().map(|secret| secret.expose().to_owned()).collect();
+    let (recipients, identities) = match side {
+        Side::Writing => (configuration.recipients()?, Vec::new()),
+        Side::Reading => (Vec::new(), expose(configuration.identities()?)),
+    };
+    Ok(RepositoryOptions {
+        name: configuration.name.clone(),
+        url: configuration.url.clone(),
+        recipients,
+        identities,
+        region: configuration.region.clone(),
+        endpoint: configuration.endpoint.clone(),
+        path_style: configuration.path_style,
+        allow_http: configuration.allow_http,
+        ca_certificates,
+        credentials: credentials(&configuration.credentials)?,
+    })
+}
+
+fn credentials(source: &CredentialSource) -> Result<Credentials, ConfigurationError> {
+    Ok(match source {
+        CredentialSource::Ambient => Credentials::Ambient,
+        CredentialSource::S3 { access_key_id, secret_access_key, session_token } => Credentials::S3 {
+            access_key_id: access_key_id.clone(),
+            secret_access_key: secret_access_key.read("secret access key")?.expose().to_owned(),
+            session_token: match session_token {
+                None => None,
+                Some(token) => Some(token.read("session token")?.expose().to_owned()),
+            },
+        },
+        CredentialSource::Gcs { service_account } => {
+            Credentials::Gcs { service_account: service_account.read("service account")?.expose().to_owned() }
+        }
+        CredentialSource::Azure { account, key } => Credentials::Azure {
+            account: account.clone(),
+            key: match key {
+                None => None,
+                Some(key) => Some(key.read("account key")?.expose().to_owned()),
+            },
+        },
+    })
+}
+
+/// What follows from an error of the repository; programs call it from their `judge`.
+#[must_use]
+pub fn judge_repository(error: &(dyn Error + 'static)) -> Option<Verdict> {
+    let error = error.downcast_ref::<RepositoryError>()?;
+    Some(match error.kind() {
+        ErrorKind::NotFound => Verdict::new(ExitCode::Unreachable),
+        ErrorKind::Unavailable | ErrorKind::Conflict => Verdict::new(ExitCode::Failed),
+        ErrorKind::Configuration => Verdict::new(ExitCode::Usage),
+        ErrorKind::Damaged => Verdict::new(ExitCode::Damaged),
+    })
+}
