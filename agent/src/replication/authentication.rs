@@ -42,10 +42,7 @@ impl<'a> Login<'a> {
             (Authentication::Ok, _) => return Ok(true),
             (Authentication::CleartextPassword, State::Start) => {
                 if self.readable_by_others {
-                    return Err(self.refuse(
-                        "the server asks for the password in clear text over TCP without TLS; \
-                         use scram-sha-256 in pg_hba.conf, or a unix socket",
-                    ));
+                    return Err(self.lack("the password in clear text over TCP without TLS"));
                 }
                 self.send_password(self.password()?.as_bytes(), output)?;
                 State::PasswordSent
@@ -57,7 +54,7 @@ impl<'a> Login<'a> {
             }
             (Authentication::Sasl { mechanisms }, State::Start) => {
                 if !mechanisms.iter().any(|name| name == SCRAM_SHA_256.as_bytes()) {
-                    return Err(self.refuse("the server offers no login method that pgark speaks (SCRAM-SHA-256)"));
+                    return Err(self.lack("SASL without SCRAM-SHA-256"));
                 }
                 let scram = ScramSha256::new(self.password()?.as_bytes(), ChannelBinding::unsupported());
                 frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), output)
@@ -74,9 +71,7 @@ impl<'a> Login<'a> {
                 State::ServerProven
             }
             (Authentication::Other(code), State::Start) => {
-                return Err(
-                    self.refuse(&format!("the server asks for login method {code}, which pgark does not speak"))
-                );
+                return Err(self.lack(&format!("login method {code}, which pgark does not speak")));
             }
             _ => return Err(ReplicationError::violation("login messages out of order")),
         };
@@ -89,6 +84,10 @@ impl<'a> Login<'a> {
 
     fn send_password(&self, password: &[u8], output: &mut BytesMut) -> Result<(), ReplicationError> {
         frontend::password_message(password, output).map_err(|_| self.refuse("the password contains a zero byte"))
+    }
+
+    fn lack(&self, method: &str) -> ReplicationError {
+        ReplicationError::LoginMethod { user: self.user.to_owned(), method: method.to_owned() }
     }
 
     fn refuse(&self, reason: &str) -> ReplicationError {

@@ -112,7 +112,16 @@ pub enum ReplicationError {
         server: Box<ServerError>,
     },
 
-    /// This side refused to go on with the login.
+    /// The server asks for a kind of login that pgark does not have, or does not do here.
+    #[error("cannot log in as {user:?}: the server asks for {method}")]
+    LoginMethod {
+        /// The user of the connection string.
+        user: String,
+        /// What the server asks for.
+        method: String,
+    },
+
+    /// This side refused to go on with the login: whoever answers is not the server that it should be.
     #[error("cannot log in as {user:?}: {reason}")]
     AuthenticationRefused {
         /// The user of the connection string.
@@ -320,6 +329,12 @@ impl ReplicationError {
                 "create the role with CREATE ROLE {} LOGIN REPLICATION; or check the method and map in pg_hba.conf",
                 identifier(user)
             ),
+            Self::LoginMethod { user, .. } => {
+                format!("use scram-sha-256 for {user} in pg_hba.conf, or connect over a unix socket")
+            }
+            Self::AuthenticationRefused { .. } => {
+                "check that host and port of the connection string lead to the right server".to_owned()
+            }
             Self::PasswordMissing { user } => format!(
                 "put a line for {user} with database field \"replication\" into ~/.pgpass (mode 0600), or set PGPASSWORD"
             ),
