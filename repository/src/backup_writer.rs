@@ -11,7 +11,6 @@
 mod fan_out;
 mod manifest;
 mod parts;
-mod tar_member;
 
 use std::sync::Arc;
 
@@ -21,7 +20,6 @@ use jiff::Timestamp;
 use self::fan_out::FanOut;
 pub use self::manifest::ManifestWriter;
 use self::parts::{FinishedPart, PartStream};
-use self::tar_member::{END_OF_ARCHIVE, HEADER_BYTES, padding, tar_header};
 use crate::backup::{BACKUP_FORMAT, Backup, Part, Started, StoredFile, Totals};
 use crate::backup_id::{BackupId, BackupKind};
 use crate::cluster::ClusterRepository;
@@ -30,6 +28,7 @@ use crate::digest::RawDigest;
 use crate::error::{RepositoryError, Result};
 use crate::index::{IndexLine, IndexedFile, IndexedMember, IndexedPart};
 use crate::store::Creation;
+use crate::tar_header::{END_OF_ARCHIVE, TAR_BLOCK, TarMember, tar_padding};
 
 /// How a backup is stored.
 #[derive(Debug, Clone, Copy)]
@@ -40,19 +39,6 @@ pub struct BackupWriterOptions {
     pub jobs: usize,
     /// Raw bytes after which a part ends with the file that passes them.
     pub part_bytes: u64,
-}
-
-/// A file or directory to be stored.
-#[derive(Debug, Clone, Copy)]
-pub struct Member<'a> {
-    /// Its path below the data directory.
-    pub path: &'a [u8],
-    /// Permission bits.
-    pub mode: u32,
-    /// Seconds since 1970.
-    pub mtime: u64,
-    /// A file's size in bytes; `None` for a directory.
-    pub size: Option<u64>,
 }
 
 /// Writes a backup. See the module's words.
@@ -118,19 +104,16 @@ impl BackupWriter {
     /// # Errors
     /// `Input` for a path that cannot be stored or a file whose content is not complete; or when a
     /// repository fails.
-    pub async fn begin_member(&mut self, member: &Member<'_>) -> Result<()> {
+    pub async fn begin_member(&mut self, member: &TarMember) -> Result<()> {
         self.check_complete()?;
-        pgark_postgres::check_relative_path(member.path).map_err(|error| {
-            RepositoryError::Input(format!("the path `{}` {error}", String::from_utf8_lossy(member.path)))
-        })?;
+        let header = member.header().map_err(|error| RepositoryError::Input(error.to_string()))?;
         if self.part_offset >= self.options.part_bytes {
             self.end_part().await?;
         }
-        let header = tar_header(member).map_err(RepositoryError::Input)?;
         let offset = self.part_offset;
         self.put(&header).await?;
         let line = IndexedMember {
-            path: member.path.to_vec(),
+            path: member.path.clone(),
             mode: member.mode,
             part: self.part,
             offset,
@@ -144,7 +127,7 @@ impl BackupWriter {
             Some(size) => {
                 self.totals.files += 1;
                 self.totals.raw_size += size;
-                self.open = Some(OpenMember { line, remaining: size, padding: padding(size) });
+                self.open = Some(OpenMember { line, remaining: size, padding: tar_padding(size) });
                 self.close_if_complete().await
             }
         }
@@ -169,7 +152,7 @@ impl BackupWriter {
 
     async fn close_if_complete(&mut self) -> Result<()> {
         if let Some(open) = self.open.take_if(|open| open.remaining == 0) {
-            self.put(&[0; HEADER_BYTES][..open.padding]).await?;
+            self.put(&[0; TAR_BLOCK][..open.padding]).await?;
             self.index.push(&IndexLine::Member(open.line))?;
         }
         Ok(())

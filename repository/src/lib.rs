@@ -18,6 +18,7 @@ mod error;
 mod index;
 mod keys;
 mod store;
+mod tar_header;
 mod wal_archive;
 
 pub use backup::{
@@ -26,7 +27,7 @@ pub use backup::{
 };
 pub use backup_id::{BackupId, BackupIdError, BackupKind};
 pub use backup_reader::PartReader;
-pub use backup_writer::{BackupFacts, BackupWriter, BackupWriterOptions, CheckedBackup, ManifestWriter, Member};
+pub use backup_writer::{BackupFacts, BackupWriter, BackupWriterOptions, CheckedBackup, ManifestWriter};
 pub use cluster::{ClusterRepository, OpenedObject, Repository, read_failure};
 pub use compression::FRAME_BYTES;
 pub use digest::RawDigest;
@@ -37,4 +38,5 @@ pub use keys::{ClusterKeys, ObjectKey, Sealing, is_cluster_name, wal_file_of};
 pub use store::{
     Creation, Credentials, ListedObject, ObjectReader, ObjectWriter, RepositoryOptions, Store, StoredObject,
 };
+pub use tar_header::{TAR_BLOCK, TarHeaderError, TarMember, tar_padding};
 pub use wal_archive::{PreparedWalFile, WalInventory, WalStored};
