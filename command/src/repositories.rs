@@ -87,3 +87,48 @@ pub fn judge_repository(error: &(dyn Error + 'static)) -> Option<Verdict> {
         ErrorKind::Damaged => Verdict::new(ExitCode::Damaged),
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::configuration::{Configuration, Environment, Overrides};
+
+    const PRIVATE: &str = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
+
+    fn temporary(content: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), content).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_side_reads_only_the_files_that_it_needs() {
+        let secret = temporary("hunter2\n");
+        let identity = temporary(PRIVATE);
+        let text = format!(
+            "[[repository]]\nname = \"far\"\nurl = \"s3://bucket/prefix\"\naccess_key_id = \"own\"\n\
+             secret_access_key_file = \"{}\"\nidentity_file = \"{}\"\n\
+             recipients_file = \"/nonexistent/recipients\"\n",
+            secret.path().display(),
+            identity.path().display()
+        );
+        let configuration =
+            Configuration::from_toml(&text, Path::new("c.toml"), &Environment::empty(), &Overrides::none()).unwrap();
+        let far = &configuration.repositories[0];
+
+        let reading = options(far, Side::Reading).unwrap();
+        assert_eq!(reading.identities, [PRIVATE]);
+        assert!(reading.recipients.is_empty());
+        assert!(matches!(
+            &reading.credentials,
+            Credentials::S3 { secret_access_key, session_token: None, .. } if secret_access_key == "hunter2"
+        ));
+        // A host that writes must not store in plain text because its list of recipients is gone.
+        assert!(matches!(options(far, Side::Writing), Err(ConfigurationError::Unreadable { .. })));
+        std::fs::remove_file(identity.path()).unwrap();
+        assert!(matches!(options(far, Side::Reading), Err(ConfigurationError::Unreadable { .. })));
+    }
+}
