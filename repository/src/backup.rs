@@ -61,6 +61,9 @@ pub struct Backup {
     /// What the user wrote down with it.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+    /// The server's words when it found damaged pages in the source while it sent them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged_pages: Option<String>,
     /// The program that wrote it.
     pub written_by: String,
 }

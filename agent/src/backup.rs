@@ -1,0 +1,369 @@
+//! `pgark-agent backup`: takes a base backup.
+//!
+//! The order is the promise: a slot holds the WAL, then the base backup streams into the repositories, the server's
+//! manifest is compared with what was stored, the WAL that the backup needs is proven to be in every repository, and
+//! only then the commit mark is created. Whatever fails before that leaves no backup behind.
+
+mod needed_wal;
+mod receive;
+mod summary;
+mod tar_stream;
+mod wal_delivery;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use jiff::Timestamp;
+use pgark_command::{
+    CheckpointMode, Configuration, Environment, ExitCode, Failure, GlobalOptions, Overrides, Progress, ProgressDisplay,
+    Side, open_repository,
+};
+use pgark_postgres::{BackupSource, Lsn, ManifestEnd, SegmentSize, TimelineId};
+use pgark_repository::{
+    Backup, BackupId, BackupKind, BackupWriter, BackupWriterOptions, CheckedBackup, ClusterRepository, ServerFacts,
+    StoredFile, Tablespace, Totals,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::receive::{Received, Writing, receive};
+use self::wal_delivery::WalHold;
+use crate::replication::{
+    BackupStart, BaseBackupOptions, BaseBackupStream, ConnectionOptions, ReplicationConnection, ReplicationError,
+    SystemIdentification,
+};
+use crate::server::{Archiving, Server};
+
+/// Written into `backup_label`.
+const LABEL: &str = "pgark base backup";
+
+/// Options of `backup`.
+#[derive(Args, Debug)]
+pub struct BackupArguments {
+    /// Take a full backup (the only kind so far)
+    #[arg(long)]
+    pub full: bool,
+
+    /// Choose how the first checkpoint is made: `fast` or `spread` [default: backup.checkpoint, else fast]
+    #[arg(long, value_name = "MODE")]
+    pub checkpoint: Option<String>,
+
+    /// Limit what the server sends per second, as `100MB` [default: backup.max_rate, else unlimited]
+    #[arg(long, value_name = "RATE")]
+    pub max_rate: Option<String>,
+
+    /// Keep a note with the backup; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub annotate: Vec<String>,
+
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Takes a base backup and returns when it is committed in every repository.
+///
+/// # Errors
+/// When anything at all is missing: then no repository has a commit mark, or the error says so.
+pub async fn backup(
+    global: &GlobalOptions,
+    environment: &Environment,
+    arguments: &BackupArguments,
+) -> anyhow::Result<ExitCode> {
+    let overrides = Overrides::none().with("backup.checkpoint", "--checkpoint", arguments.checkpoint.as_ref()).with(
+        "backup.max_rate",
+        "--max-rate",
+        arguments.max_rate.as_ref(),
+    );
+    let configuration = global.configuration(environment, &overrides).context("read the configuration")?;
+    let annotations = parse_annotations(&arguments.annotate)?;
+    let connection = ConnectionOptions::from_process(configuration.cluster.connection.expose())
+        .context("read cluster.connection")?;
+    let repositories = global
+        .repositories(environment, &configuration)?
+        .into_iter()
+        .map(|repository| open_repository(repository, Side::Writing))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stopped = async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    tokio::pin!(stopped);
+
+    let started = Instant::now();
+    let mut connected = tokio::select! {
+        connected = Source::connect(&connection, &configuration) => connected?,
+        name = &mut stopped => bail!("stopped by {name}"),
+    };
+    let repositories = repositories
+        .iter()
+        .map(|repository| repository.cluster(&configuration.cluster.name, connected.facts.system_identifier))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut writing = Writing::Gone;
+    let progress = Progress::start("backup", ProgressDisplay::detect(global));
+    let taken = tokio::select! {
+        taken = connected.take(&repositories, &configuration, &mut writing, &progress) => taken,
+        name = &mut stopped => Err(anyhow::anyhow!("stopped by {name}; nothing was committed")),
+    };
+    progress.finish();
+    let taken = match taken {
+        Ok(taken) => taken,
+        Err(error) => {
+            writing.abort().await;
+            return Err(error.context("take the base backup"));
+        }
+    };
+    // From here on there is nothing to abort; a commit that has begun is not interrupted either.
+    let backup = taken.commit(&configuration, annotations).await.context("commit the backup")?;
+    connected.hold.end().await;
+    summary::print(&backup, started.elapsed(), arguments.json)?;
+    match &backup.damaged_pages {
+        None => Ok(ExitCode::Done),
+        Some(reason) => Err(Failure::new(
+            ExitCode::SourceDamaged,
+            format!("backup {} is stored, but the server found damaged pages: {reason}", backup.id),
+        )
+        .with_hint("keep older backups, and find the damaged relations with pg_amcheck and the server's log")
+        .into()),
+    }
+}
+
+fn parse_annotations(texts: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut annotations = BTreeMap::new();
+    for text in texts {
+        let (key, value) = text
+            .split_once('=')
+            .filter(|(key, _)| !key.is_empty())
+            .ok_or_else(|| Failure::new(ExitCode::Usage, format!("--annotate takes KEY=VALUE, not `{text}`")))?;
+        annotations.insert(key.to_owned(), value.to_owned());
+    }
+    Ok(annotations)
+}
+
+/// The server that is backed up, with its connections.
+struct Source {
+    sql: Server,
+    replication: ReplicationConnection,
+    hold: WalHold,
+    facts: ServerFacts,
+    identity: SystemIdentification,
+    segment_size: SegmentSize,
+    start_time: Timestamp,
+}
+
+/// A backup whose content and WAL are stored, and which only needs its commit mark.
+struct Taken {
+    checked: CheckedBackup,
+    facts: ServerFacts,
+    label_timeline: TimelineId,
+    start: BackupStart,
+    stop_timeline: TimelineId,
+    stop_lsn: Lsn,
+    start_time: Timestamp,
+    stop_time: Timestamp,
+    wal: pgark_repository::WalRange,
+    tablespaces: Vec<Tablespace>,
+    damaged_pages: Option<String>,
+}
+
+impl Source {
+    async fn connect(options: &ConnectionOptions, configuration: &Configuration) -> anyhow::Result<Self> {
+        let mut replication = ReplicationConnection::connect(options).await.context("open a replication connection")?;
+        let identity = replication.identify_system().await?;
+        let sql = Server::connect(options).await?;
+        let facts = sql.facts(identity.system_identifier).await?;
+        let segment_size = SegmentSize::new(u64::from(facts.wal_segment_size))?;
+        for file in &facts.files_outside {
+            tracing::warn!(file, "lies outside the data directory and is not in the backup");
+        }
+        let hold = WalHold::begin(&without_idle_timeout(options)).await?;
+        let start_time = sql.clock().await?;
+        tracing::info!(
+            cluster = configuration.cluster.name,
+            system_identifier = %identity.system_identifier,
+            timeline = %identity.timeline,
+            server_version = facts.version_num,
+            "starting a base backup"
+        );
+        Ok(Self { sql, replication, hold, facts, identity, segment_size, start_time })
+    }
+
+    async fn take(
+        &mut self,
+        repositories: &[ClusterRepository],
+        configuration: &Configuration,
+        writing: &mut Writing,
+        progress: &Progress,
+    ) -> anyhow::Result<Taken> {
+        let level = configuration.compression.level;
+        let writer = BackupWriter::begin(
+            repositories.to_vec(),
+            BackupKind::Full,
+            host_name(),
+            concat!("pgark ", env!("CARGO_PKG_VERSION")).to_owned(),
+            BackupWriterOptions {
+                level,
+                jobs: configuration.compression.workers().get(),
+                part_bytes: configuration.backup.part_size,
+            },
+        )
+        .await?;
+        tracing::debug!(id = %writer.id(), "claimed the backup's id");
+        *writing = Writing::Parts(Box::new(writer));
+
+        let options = BaseBackupOptions {
+            label: LABEL.to_owned(),
+            fast_checkpoint: configuration.backup.checkpoint == CheckpointMode::Fast,
+            max_rate_kib: configuration.backup.max_rate.map(pgark_command::MaxRate::kilobytes_per_second),
+            ..BaseBackupOptions::default()
+        };
+        let mut stream = self.replication.base_backup(&options).await?;
+        let start = stream.start();
+        let tablespaces = tablespaces(&stream);
+        progress.set_total(stream.estimated_size_kib().unwrap_or(0) * 1024);
+        let received = tokio::select! {
+            received = receive(&mut stream, writing, progress) => received?,
+            error = self.hold.keep() => {
+                return Err(error).context("the connection that holds the backup's WAL broke");
+            }
+        };
+        let (end, damaged_pages) = match stream.finish().await {
+            Ok(end) => (end, None),
+            Err(ReplicationError::PagesDamaged { end, server }) => (end, Some(server.message)),
+            Err(error) => return Err(error.into()),
+        };
+        let (checked, manifest) = writing.finish().await?;
+        self.check(&received, start, &manifest)?;
+        let stop_time = self.sql.clock().await?;
+
+        let segments = needed_wal::needed_segments(&manifest.wal_ranges, self.segment_size);
+        let wal = needed_wal::wal_range(&segments).context("the server's manifest names no WAL")?;
+        let patience = match self.sql.archiving().await? {
+            Archiving::On => configuration.backup.archive_wait,
+            Archiving::Off => std::time::Duration::ZERO,
+        };
+        tracing::info!(first = %wal.first, last = %wal.last, "waiting until the backup's WAL is stored");
+        self.hold.deliver_histories(repositories, end.timeline, level).await?;
+        self.hold.deliver_segments(repositories, &segments, self.segment_size, patience, level).await?;
+        Ok(Taken {
+            checked,
+            facts: self.facts.clone(),
+            label_timeline: received.label.start_timeline.unwrap_or(start.timeline),
+            start,
+            stop_timeline: end.timeline,
+            stop_lsn: end.lsn,
+            start_time: self.start_time,
+            stop_time,
+            wal,
+            tablespaces,
+            damaged_pages,
+        })
+    }
+
+    /// Everything that the server says twice must agree.
+    fn check(&self, received: &Received, start: BackupStart, manifest: &ManifestEnd) -> anyhow::Result<()> {
+        let identifier = self.identity.system_identifier;
+        ensure!(
+            received.control.system_identifier == identifier,
+            "the pg_control that arrived belongs to system {}, the connection to {identifier}",
+            received.control.system_identifier
+        );
+        if let Some(listed) = manifest.system_identifier {
+            ensure!(listed == identifier, "the manifest belongs to system {listed}, the connection to {identifier}");
+        }
+        ensure!(
+            received.label.start_lsn == start.lsn,
+            "backup_label says that the backup starts at {}, the server said {}",
+            received.label.start_lsn,
+            start.lsn
+        );
+        ensure!(
+            (received.label.backup_from == BackupSource::Standby) == self.facts.standby,
+            "the server changed its role while the backup was taken"
+        );
+        Ok(())
+    }
+}
+
+impl Taken {
+    async fn commit(
+        self,
+        configuration: &Configuration,
+        annotations: BTreeMap<String, String>,
+    ) -> anyhow::Result<Backup> {
+        let none = || StoredFile { name: String::new(), stored_size: 0, crc32: String::new(), sha256: String::new() };
+        let facts = |id: BackupId| Backup {
+            format: 0,
+            id,
+            kind: BackupKind::Full,
+            parent: None,
+            cluster: configuration.cluster.name.clone(),
+            server: self.facts.clone(),
+            timeline: self.label_timeline,
+            start_lsn: self.start.lsn,
+            stop_timeline: self.stop_timeline,
+            stop_lsn: self.stop_lsn,
+            start_time: self.start_time,
+            stop_time: self.stop_time,
+            wal: self.wal,
+            tablespaces: self.tablespaces.clone(),
+            parts: Vec::new(),
+            manifest: none(),
+            index: none(),
+            totals: Totals::default(),
+            recipients: Vec::new(),
+            annotations: annotations.clone(),
+            damaged_pages: self.damaged_pages.clone(),
+            written_by: concat!("pgark ", env!("CARGO_PKG_VERSION")).to_owned(),
+        };
+        Ok(self.checked.commit(&facts).await?)
+    }
+}
+
+fn tablespaces(stream: &BaseBackupStream<'_>) -> Vec<Tablespace> {
+    stream
+        .tablespaces()
+        .iter()
+        .map(|tablespace| Tablespace {
+            oid: tablespace.oid,
+            location: String::from_utf8_lossy(&tablespace.location).into_owned(),
+            in_place: !tablespace.location.starts_with(b"/"),
+        })
+        .collect()
+}
+
+/// The connection that holds the WAL idles for as long as the backup takes.
+fn without_idle_timeout(options: &ConnectionOptions) -> ConnectionOptions {
+    let own = "-c idle_session_timeout=0";
+    let options_text = match &options.options {
+        Some(text) => format!("{text} {own}"),
+        None => own.to_owned(),
+    };
+    ConnectionOptions { options: Some(options_text), ..options.clone() }
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn annotations_are_key_and_value() {
+        let texts = ["ticket=42".to_owned(), "why=before=after".to_owned()];
+        let parsed = parse_annotations(&texts).unwrap();
+        assert_eq!(parsed["ticket"], "42");
+        assert_eq!(parsed["why"], "before=after");
+        assert!(parse_annotations(&["=x".to_owned()]).is_err());
+        assert!(parse_annotations(&["x".to_owned()]).is_err());
+    }
+}

@@ -1,0 +1,193 @@
+//! From the server's stream to the writer: archives are taken apart, paths made relative to the data directory.
+
+use anyhow::{Context, bail};
+use pgark_command::Progress;
+use pgark_postgres::{BackupLabel, ControlFile, ManifestEnd};
+use pgark_repository::{BackupWriter, CheckedBackup, ManifestWriter, TarMember};
+
+use super::tar_stream::{TarPiece, TarStream};
+use crate::replication::{ArchiveName, BackupMessage, BaseBackupStream};
+
+/// Files that are looked at on the way are small.
+const LOOK_LIMIT: u64 = 64 << 10;
+
+/// What arrived besides the stored bytes.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub(super) label: BackupLabel,
+    pub(super) control: ControlFile,
+}
+
+/// The stage at which receiving stands: the writer changes its type with the manifest.
+pub(super) enum Writing {
+    Parts(Box<BackupWriter>),
+    Manifest(Box<ManifestWriter>),
+    /// Taken out for a step that failed.
+    Gone,
+}
+
+impl Writing {
+    /// Gives the backup up and aborts what is being uploaded.
+    pub(super) async fn abort(self) {
+        match self {
+            Self::Parts(writer) => writer.abort().await,
+            Self::Manifest(writer) => writer.abort().await,
+            Self::Gone => {}
+        }
+    }
+
+    /// Compares the manifest and ends the writing.
+    pub(super) async fn finish(&mut self) -> anyhow::Result<(CheckedBackup, ManifestEnd)> {
+        match std::mem::replace(self, Self::Gone) {
+            Self::Manifest(writer) => Ok(writer.finish().await?),
+            other => {
+                *self = other;
+                bail!("the server sent no manifest")
+            }
+        }
+    }
+}
+
+/// Reads the whole stream into the writer.
+pub(super) async fn receive(
+    stream: &mut BaseBackupStream<'_>,
+    writing: &mut Writing,
+    progress: &Progress,
+) -> anyhow::Result<Received> {
+    let mut archive: Option<OpenArchive> = None;
+    let mut label = None;
+    let mut control = None;
+    while let Some(message) = stream.next().await? {
+        match (message, &mut *writing) {
+            (BackupMessage::Progress(bytes), _) => progress.set(bytes),
+            (BackupMessage::Archive { name, .. }, Writing::Parts(writer)) => {
+                end_archive(archive.take())?;
+                archive = Some(OpenArchive::begin(name, writer).await?);
+            }
+            (BackupMessage::Data(bytes), Writing::Parts(writer)) => {
+                let Some(archive) = &mut archive else { bail!("the server sent data before an archive") };
+                match archive.take(&bytes, writer).await? {
+                    None => {}
+                    Some(Seen::Label(read)) => label = Some(read),
+                    Some(Seen::Control(read)) => control = Some(read),
+                }
+            }
+            (BackupMessage::ManifestStart, Writing::Parts(_)) => {
+                end_archive(archive.take())?;
+                if let Writing::Parts(writer) = std::mem::replace(writing, Writing::Gone) {
+                    *writing = Writing::Manifest(Box::new(writer.begin_manifest().await?));
+                }
+            }
+            (BackupMessage::ManifestData(bytes), Writing::Manifest(writer)) => writer.write(bytes).await?,
+            (_, _) => bail!("the server sent archives and manifest in the wrong order"),
+        }
+    }
+    match (label, control) {
+        (Some(label), Some(control)) => Ok(Received { label, control }),
+        (None, _) => bail!("the server sent no backup_label"),
+        (_, None) => bail!("the server sent no global/pg_control"),
+    }
+}
+
+fn end_archive(archive: Option<OpenArchive>) -> anyhow::Result<()> {
+    match archive {
+        None => Ok(()),
+        Some(archive) => archive.tar.finish().with_context(|| format!("read {}", archive.title)),
+    }
+}
+
+struct OpenArchive {
+    tar: TarStream,
+    title: String,
+    /// Where the archive's root lies below the data directory.
+    prefix: Vec<u8>,
+    look: Option<Look>,
+}
+
+/// A file that is looked at while it passes.
+struct Look {
+    file: Looked,
+    remaining: u64,
+    content: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+enum Looked {
+    Label,
+    Control,
+}
+
+enum Seen {
+    Label(BackupLabel),
+    Control(ControlFile),
+}
+
+impl OpenArchive {
+    async fn begin(name: ArchiveName, writer: &mut BackupWriter) -> anyhow::Result<Self> {
+        let (title, prefix) = match name {
+            ArchiveName::Base => ("base.tar".to_owned(), Vec::new()),
+            ArchiveName::Tablespace(oid) => {
+                let path = format!("pg_tblspc/{oid}").into_bytes();
+                // The archive of a tablespace has no entry for its root.
+                let root = TarMember { path: path.clone(), mode: 0o700, mtime: 0, size: None };
+                writer.begin_member(&root).await?;
+                (format!("{oid}.tar"), [path, b"/".to_vec()].concat())
+            }
+        };
+        Ok(Self { tar: TarStream::new(), title, prefix, look: None })
+    }
+
+    async fn take(&mut self, mut bytes: &[u8], writer: &mut BackupWriter) -> anyhow::Result<Option<Seen>> {
+        let mut seen = None;
+        while let Some(piece) =
+            self.tar.next(&mut bytes).with_context(|| format!("read {} of the server", self.title))?
+        {
+            match piece {
+                // The root directory itself.
+                TarPiece::Member(member) if member.path.is_empty() => {}
+                TarPiece::Member(mut member) => {
+                    self.look = self.looked(&member);
+                    if !self.prefix.is_empty() {
+                        member.path = [&self.prefix, member.path.as_slice()].concat();
+                    }
+                    writer.begin_member(&member).await?;
+                }
+                TarPiece::Content(content) => {
+                    writer.write(content).await?;
+                    if let Some(look) = &mut self.look {
+                        look.content.extend_from_slice(content);
+                        look.remaining -= content.len() as u64;
+                        if look.remaining == 0
+                            && let Some(look) = self.look.take()
+                        {
+                            seen = Some(look.parse()?);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    fn looked(&self, member: &TarMember) -> Option<Look> {
+        let file = match member.path.as_slice() {
+            _ if !self.prefix.is_empty() => return None,
+            b"backup_label" => Looked::Label,
+            b"global/pg_control" => Looked::Control,
+            _ => return None,
+        };
+        let remaining = member.size.filter(|size| (1..=LOOK_LIMIT).contains(size))?;
+        Some(Look { file, remaining, content: Vec::new() })
+    }
+}
+
+impl Look {
+    fn parse(&self) -> anyhow::Result<Seen> {
+        Ok(match self.file {
+            Looked::Label => Seen::Label(BackupLabel::parse(&self.content).context("read the server's backup_label")?),
+            Looked::Control => {
+                Seen::Control(ControlFile::parse(&self.content).context("read the server's pg_control")?)
+            }
+        })
+    }
+}

@@ -1,0 +1,57 @@
+//! What a finished backup tells its user.
+
+use std::io::Write;
+use std::time::Duration;
+
+use pgark_command::{Report, format_duration, format_size, format_time};
+use pgark_repository::Backup;
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Summary<'a> {
+    id: &'a str,
+    raw_bytes: u64,
+    stored_bytes: u64,
+    files: u64,
+    seconds: f64,
+    start_lsn: pgark_postgres::Lsn,
+    stop_lsn: pgark_postgres::Lsn,
+    timeline: pgark_postgres::TimelineId,
+    stop_time: String,
+    damaged_pages: Option<&'a str>,
+}
+
+/// Prints the summary to standard output.
+pub(super) fn print(backup: &Backup, elapsed: Duration, as_json: bool) -> std::io::Result<()> {
+    let mut report = Report::to_stdout();
+    let totals = &backup.totals;
+    if as_json {
+        let summary = Summary {
+            id: backup.id.as_str(),
+            raw_bytes: totals.raw_size,
+            stored_bytes: totals.stored_size,
+            files: totals.files,
+            seconds: elapsed.as_secs_f64(),
+            start_lsn: backup.start_lsn,
+            stop_lsn: backup.stop_lsn,
+            timeline: backup.timeline,
+            stop_time: format_time(backup.stop_time),
+            damaged_pages: backup.damaged_pages.as_deref(),
+        };
+        return report.json("backup", &summary);
+    }
+    writeln!(
+        report,
+        "backup {}: {} in {} files, stored as {} ({:.1}:1), in {}\nWAL from {} to {} on timeline {}; any moment after {} can be restored",
+        backup.id,
+        format_size(totals.raw_size),
+        totals.files,
+        format_size(totals.stored_size),
+        totals.raw_size as f64 / totals.stored_size.max(1) as f64,
+        format_duration(elapsed),
+        backup.start_lsn,
+        backup.stop_lsn,
+        backup.timeline,
+        format_time(backup.stop_time),
+    )
+}

@@ -1,0 +1,39 @@
+//! `pgark-agent`: everything that writes to the repository. `backup` takes a base backup.
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use pgark_agent::BackupArguments;
+use pgark_command::{Environment, ExitCode, ExitPolicy, GlobalOptions, Program, run, start_logging};
+use tracing::Level;
+
+/// Take base backups of a PostgreSQL cluster
+#[derive(Parser)]
+#[command(name = "pgark-agent", version)]
+struct Arguments {
+    #[command(flatten)]
+    global: GlobalOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Take a base backup and store it in every repository
+    Backup(BackupArguments),
+}
+
+fn main() -> std::process::ExitCode {
+    let program = Program { name: "pgark-agent", policy: ExitPolicy::Ordinary, judge: pgark_agent::judge };
+    run(program, || {
+        let arguments = Arguments::try_parse()?;
+        let environment = Environment::of_process();
+        start_logging(&arguments.global, Level::INFO, &environment);
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+        let outcome: anyhow::Result<ExitCode> = match arguments.command {
+            Command::Backup(backup) => runtime.block_on(pgark_agent::backup(&arguments.global, &environment, &backup)),
+        };
+        // Nothing that still hangs, such as a dead network file system, may hold the exit back.
+        runtime.shutdown_background();
+        outcome
+    })
+}

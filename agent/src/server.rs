@@ -1,0 +1,142 @@
+//! What the agent asks a server by ordinary SQL.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use pgark_repository::ServerFacts;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, NoTls};
+
+use crate::replication::ConnectionOptions;
+
+/// A question to the server failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// No connection for ordinary SQL.
+    #[error("cannot open an ordinary connection to database {database:?} as {user:?}")]
+    Connect {
+        /// The database of the connection string.
+        database: String,
+        /// The role.
+        user: String,
+        /// The reason.
+        source: tokio_postgres::Error,
+    },
+    /// A query failed.
+    #[error("cannot ask the server for {what}")]
+    Query {
+        /// What was asked for.
+        what: &'static str,
+        /// The reason.
+        source: tokio_postgres::Error,
+    },
+    /// An answer makes no sense.
+    #[error("the server's answer for {what} is `{answer}`")]
+    Answer {
+        /// What was asked for.
+        what: &'static str,
+        /// The answer.
+        answer: String,
+    },
+}
+
+/// How a server archives its WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Archiving {
+    /// `archive_mode` is off, or on a standby not `always`: nobody delivers segments.
+    Off,
+    /// Some command or library is set.
+    On,
+}
+
+/// A connection for ordinary SQL.
+pub(crate) struct Server {
+    client: Client,
+}
+
+impl Server {
+    pub(crate) async fn connect(options: &ConnectionOptions) -> Result<Self, ServerError> {
+        let (client, connection) = options.to_sql_config().connect(NoTls).await.map_err(|source| {
+            ServerError::Connect { database: options.database.clone(), user: options.user.clone(), source }
+        })?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "the ordinary connection ended");
+            }
+        });
+        Ok(Self { client })
+    }
+
+    /// The server's clock.
+    pub(crate) async fn clock(&self) -> Result<Timestamp, ServerError> {
+        let what = "its clock";
+        let microseconds: i64 =
+            self.one(what, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").await?;
+        Timestamp::from_microsecond(microseconds)
+            .map_err(|_| ServerError::Answer { what, answer: microseconds.to_string() })
+    }
+
+    pub(crate) async fn archiving(&self) -> Result<Archiving, ServerError> {
+        let mode = self.setting("archive_mode").await?;
+        let standby: bool = self.one("its role", "SELECT pg_is_in_recovery()").await?;
+        let archives = mode == "always" || (mode == "on" && !standby);
+        Ok(if archives { Archiving::On } else { Archiving::Off })
+    }
+
+    /// Everything of [`ServerFacts`] that a server knows; the identifier comes from the replication connection.
+    pub(crate) async fn facts(
+        &self,
+        system_identifier: pgark_postgres::SystemIdentifier,
+    ) -> Result<ServerFacts, ServerError> {
+        let version = self.setting("server_version_num").await?;
+        let segment_size = self.setting("wal_segment_size").await?;
+        let wal_segment_size = pgark_postgres::SegmentSize::from_setting(&segment_size)
+            .map_err(|_| ServerError::Answer { what: "wal_segment_size", answer: segment_size })?;
+        let data_directory = self.protected_setting("data_directory").await?;
+        let mut files_outside = Vec::new();
+        for name in ["config_file", "hba_file", "ident_file"] {
+            if let (Some(file), Some(directory)) = (self.protected_setting(name).await?, &data_directory)
+                && !Path::new(&file).starts_with(directory)
+            {
+                files_outside.push(file);
+            }
+        }
+        Ok(ServerFacts {
+            system_identifier,
+            version_num: version
+                .parse()
+                .map_err(|_| ServerError::Answer { what: "server_version_num", answer: version })?,
+            wal_segment_size: u32::try_from(wal_segment_size.bytes()).unwrap_or(u32::MAX),
+            data_directory_mode: self.setting("data_directory_mode").await?,
+            data_directory,
+            files_outside,
+            data_checksums: self.setting("data_checksums").await? == "on",
+            standby: self.one("its role", "SELECT pg_is_in_recovery()").await?,
+        })
+    }
+
+    async fn one<T: for<'a> tokio_postgres::types::FromSql<'a>>(
+        &self,
+        what: &'static str,
+        query: &str,
+    ) -> Result<T, ServerError> {
+        let failed = |source| ServerError::Query { what, source };
+        let row = self.client.query_one(query, &[]).await.map_err(failed)?;
+        row.try_get(0).map_err(failed)
+    }
+
+    async fn setting(&self, name: &'static str) -> Result<String, ServerError> {
+        self.one(name, &format!("SELECT current_setting('{name}')")).await
+    }
+
+    /// A setting that only members of `pg_read_all_settings` see; `None` for others.
+    async fn protected_setting(&self, name: &'static str) -> Result<Option<String>, ServerError> {
+        match self.setting(name).await {
+            Ok(value) => Ok(Some(value)),
+            Err(ServerError::Query { source, .. }) if source.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
