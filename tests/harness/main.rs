@@ -2,4 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod fault_proxy;
+mod object_storage;
 mod postgres_server;
+mod programs;

@@ -28,8 +28,8 @@ answers() { [ "$(curl -s -m 2 -o /dev/null -w '%{http_code}' "http://127.0.0.1:$
 daemon() {
     local name=$1
     shift
-    # The lock's descriptor must not stay open in a server.
-    chroot "$root" "$@" >>"$run/$name.log" 2>&1 9>&- </dev/null &
+    # In a session of its own, so that the end of the test that started it is not its end; and without the lock.
+    setsid chroot "$root" "$@" >>"$run/$name.log" 2>&1 9>&- </dev/null &
     echo $! >"$run/$name.pid"
 }
 

@@ -6,16 +6,30 @@
 //! tests run as root (PostgreSQL refuses root), and are stopped by the pid they were started with. `PGARK_KEEP=1`
 //! leaves the folders of a test in place for a look afterwards.
 
+mod azurite;
+mod fault_proxy;
+mod gcs_stub;
+mod object_storage;
 mod pgbench;
 mod postgres_server;
+mod programs;
+mod rgw_server;
+mod s3_server;
 mod server_process;
 mod tcp_port;
 mod temp_dir;
 mod test_user;
 mod wait;
 
+pub use azurite::Azurite;
+pub use fault_proxy::{Action, Fault, FaultProxy, Trigger};
+pub use gcs_stub::{GcsStub, service_account};
+pub use object_storage::{S3Keys, azure_repository, gcs_repository, s3_repository};
 pub use pgbench::Pgbench;
 pub use postgres_server::{PostgresServer, PostgresServerBuilder, newest_major};
+pub use programs::{Outcome, Program, RunningProgram, program_path};
+pub use rgw_server::RgwServer;
+pub use s3_server::S3Server;
 pub use server_process::ServerProcess;
 pub use tcp_port::free_tcp_port;
 pub use temp_dir::TempDir;

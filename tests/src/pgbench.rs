@@ -19,12 +19,7 @@ impl Pgbench {
         let before = history_rows(server);
         let child = server
             .command("pgbench")
-            .args([
-                "--no-vacuum",
-                "--time=3600",
-                "--client",
-                &clients.to_string(),
-            ])
+            .args(["--no-vacuum", "--time=3600", "--client", &clients.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -32,11 +27,9 @@ impl Pgbench {
             .unwrap_or_else(|error| panic!("cannot start pgbench: {error}"));
         // A test that says "under load" must not begin before there is any.
         let pgbench = Self { child: Some(child) };
-        wait_until(
-            "the first transactions of pgbench",
-            Duration::from_secs(60),
-            || (history_rows(server) > before).then_some(()),
-        );
+        wait_until("the first transactions of pgbench", Duration::from_secs(60), || {
+            (history_rows(server) > before).then_some(())
+        });
         pgbench
     }
 
@@ -45,19 +38,11 @@ impl Pgbench {
         let Some(mut child) = self.child.take() else {
             return;
         };
-        let early = child
-            .try_wait()
-            .unwrap_or_else(|error| panic!("cannot wait for pgbench: {error}"));
+        let early = child.try_wait().unwrap_or_else(|error| panic!("cannot wait for pgbench: {error}"));
         end(&mut child);
-        let output = child
-            .wait_with_output()
-            .unwrap_or_else(|error| panic!("cannot wait for pgbench: {error}"));
+        let output = child.wait_with_output().unwrap_or_else(|error| panic!("cannot wait for pgbench: {error}"));
         let messages = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            early.is_none(),
-            "pgbench ended before it was stopped ({}):\n{messages}",
-            output.status
-        );
+        assert!(early.is_none(), "pgbench ended before it was stopped ({}):\n{messages}", output.status);
     }
 
     /// Stops the load where its server may already be gone: how pgbench ended is of no interest then.
@@ -77,13 +62,8 @@ impl PostgresServer {
             "SELECT (SELECT coalesce(sum(abalance), 0) FROM pgbench_accounts), (SELECT coalesce(sum(tbalance), 0) FROM pgbench_tellers),
                     (SELECT coalesce(sum(bbalance), 0) FROM pgbench_branches), (SELECT coalesce(sum(delta), 0) FROM pgbench_history)",
         );
-        let different = sums
-            .split('|')
-            .any(|sum| Some(sum) != sums.split('|').next());
-        assert!(
-            !different,
-            "the balances of pgbench's accounts, tellers, branches and history differ: {sums}"
-        );
+        let different = sums.split('|').any(|sum| Some(sum) != sums.split('|').next());
+        assert!(!different, "the balances of pgbench's accounts, tellers, branches and history differ: {sums}");
         history_rows(self)
     }
 }
@@ -99,9 +79,7 @@ impl Drop for Pgbench {
 
 fn history_rows(server: &PostgresServer) -> u64 {
     let count = server.psql("SELECT count(*) FROM pgbench_history");
-    count
-        .parse()
-        .unwrap_or_else(|_| panic!("pgbench_history has {count:?} rows"))
+    count.parse().unwrap_or_else(|_| panic!("pgbench_history has {count:?} rows"))
 }
 
 fn end(child: &mut Child) {

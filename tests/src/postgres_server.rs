@@ -78,20 +78,13 @@ impl PostgresServer {
 
     /// A libpq connection string over the unix socket, as superuser `postgres`.
     pub fn connection_string(&self) -> String {
-        format!(
-            "host={} port={} user=postgres dbname=postgres",
-            self.socket_dir().display(),
-            self.port
-        )
+        format!("host={} port={} user=postgres dbname=postgres", self.socket_dir().display(), self.port)
     }
 
     /// The same over TCP, for servers that were built with `tcp`.
     pub fn tcp_connection_string(&self) -> String {
         assert!(self.tcp, "this server was not built with tcp()");
-        format!(
-            "host=127.0.0.1 port={} user=postgres dbname=postgres",
-            self.port
-        )
+        format!("host=127.0.0.1 port={} user=postgres dbname=postgres", self.port)
     }
 
     /// A program of this server's own version, such as `pg_verifybackup`.
@@ -103,12 +96,8 @@ impl PostgresServer {
     /// `PGDATABASE`).
     pub fn command(&self, name: &str) -> Command {
         let mut command = self.installation.command(name);
-        command
-            .env("PGHOST", self.socket_dir())
-            .env("PGPORT", self.port.to_string());
-        command
-            .env("PGUSER", "postgres")
-            .env("PGDATABASE", "postgres");
+        command.env("PGHOST", self.socket_dir()).env("PGPORT", self.port.to_string());
+        command.env("PGUSER", "postgres").env("PGDATABASE", "postgres");
         command
     }
 
@@ -132,8 +121,7 @@ impl PostgresServer {
     }
 
     pub fn psql_in(&self, database: &str, sql: &str) -> String {
-        self.try_psql_in(database, sql)
-            .unwrap_or_else(|message| panic!("this SQL failed:\n{sql}\n{message}"))
+        self.try_psql_in(database, sql).unwrap_or_else(|message| panic!("this SQL failed:\n{sql}\n{message}"))
     }
 
     /// As [`Self::psql`], with the messages of psql as the error.
@@ -147,9 +135,7 @@ impl PostgresServer {
             panic!("the server is stopped; it cannot answer {sql}");
         };
         let what = format!("{expected:?} as the answer to {sql}");
-        process.wait_until(&what, LIMIT, || {
-            (self.try_psql(sql).as_deref() == Ok(expected)).then_some(())
-        });
+        process.wait_until(&what, LIMIT, || (self.try_psql(sql).as_deref() == Ok(expected)).then_some(()));
         self.process = Some(process);
     }
 
@@ -157,23 +143,19 @@ impl PostgresServer {
     pub fn wait_until_ready(&mut self) {
         let pid_file = self.data_dir.join("postmaster.pid");
         let pid = self.pid().to_string();
-        self.process_mut()
-            .wait_until("connections accepted", LIMIT, || {
-                // The file of a killed server says "ready" until the next one has written its own.
-                let content = std::fs::read_to_string(&pid_file).ok()?;
-                let mut lines = content.lines().map(str::trim_end);
-                let of_this_server = lines.next()? == pid;
-                let ready = matches!(lines.nth(6)?, "ready" | "standby");
-                (of_this_server && ready).then_some(())
-            });
+        self.process_mut().wait_until("connections accepted", LIMIT, || {
+            // The file of a killed server says "ready" until the next one has written its own.
+            let content = std::fs::read_to_string(&pid_file).ok()?;
+            let mut lines = content.lines().map(str::trim_end);
+            let of_this_server = lines.next()? == pid;
+            let ready = matches!(lines.nth(6)?, "ready" | "standby");
+            (of_this_server && ready).then_some(())
+        });
     }
 
     /// Waits until recovery has reached its target and stands still there.
     pub fn wait_until_paused(&mut self) {
-        self.wait_for(
-            "SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END",
-            "paused",
-        );
+        self.wait_for("SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END", "paused");
     }
 
     /// Waits until recovery has ended and the server takes writes.
@@ -189,24 +171,17 @@ impl PostgresServer {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.process
-            .as_mut()
-            .is_some_and(|process| process.ended().is_none())
+        self.process.as_mut().is_some_and(|process| process.ended().is_none())
     }
 
     /// The pid of the postmaster.
     pub fn pid(&self) -> u32 {
-        self.process
-            .as_ref()
-            .unwrap_or_else(|| panic!("the server is stopped"))
-            .pid()
+        self.process.as_ref().unwrap_or_else(|| panic!("the server is stopped")).pid()
     }
 
     /// All that the server has written to its log, over all starts.
     pub fn log(&self) -> String {
-        std::fs::read(self.log_path())
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        std::fs::read(self.log_path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     pub fn log_path(&self) -> PathBuf {
@@ -227,11 +202,7 @@ impl PostgresServer {
     /// An orderly shutdown: `pg_ctl stop -m fast`.
     pub fn stop_fast(&mut self) {
         let status = self.stop(Signal::INT);
-        assert!(
-            status.success(),
-            "the server ended with {status} after a fast shutdown; log:\n{}",
-            self.log()
-        );
+        assert!(status.success(), "the server ended with {status} after a fast shutdown; log:\n{}", self.log());
     }
 
     /// A shutdown without a checkpoint: `pg_ctl stop -m immediate`.
@@ -244,16 +215,11 @@ impl PostgresServer {
         let children = children_of(self.pid());
         self.stop(Signal::KILL);
         for child in children {
-            if let Some(pid) = i32::try_from(child)
-                .ok()
-                .and_then(rustix::process::Pid::from_raw)
-            {
+            if let Some(pid) = i32::try_from(child).ok().and_then(rustix::process::Pid::from_raw) {
                 // It may have noticed the end of the postmaster by itself.
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
                 wait_until("the end of a server process", LIMIT, || {
-                    rustix::process::test_kill_process(pid)
-                        .is_err()
-                        .then_some(())
+                    rustix::process::test_kill_process(pid).is_err().then_some(())
                 });
             }
         }
@@ -272,10 +238,7 @@ impl PostgresServer {
 
     /// Sets a parameter with `ALTER SYSTEM` and reloads; parameters that need a restart need a `restart()` after it.
     pub fn alter_system(&mut self, name: &str, value: &str) {
-        self.psql(&format!(
-            "ALTER SYSTEM SET {name} = '{}'",
-            value.replace('\'', "''")
-        ));
+        self.psql(&format!("ALTER SYSTEM SET {name} = '{}'", value.replace('\'', "''")));
         self.psql("SELECT pg_reload_conf()");
     }
 
@@ -284,18 +247,12 @@ impl PostgresServer {
         let dir = TempDir::for_test_user("standby");
         let data_dir = dir.join("data");
         let mut command = self.command("pg_basebackup");
-        command
-            .args(["--checkpoint=fast", "--write-recovery-conf", "--pgdata"])
-            .arg(&data_dir);
+        command.args(["--checkpoint=fast", "--write-recovery-conf", "--pgdata"]).arg(&data_dir);
         let output = TestUser::get()
             .run(&mut command)
             .output()
             .unwrap_or_else(|error| panic!("cannot run pg_basebackup: {error}"));
-        assert!(
-            output.status.success(),
-            "pg_basebackup failed:\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "pg_basebackup failed:\n{}", String::from_utf8_lossy(&output.stderr));
         let mut standby = Self::builder().major(self.major()).start_in(dir, data_dir);
         standby.wait_until_ready();
         standby
@@ -303,10 +260,7 @@ impl PostgresServer {
 
     /// Creates the tables of pgbench and fills them, in database `postgres`.
     pub fn init_pgbench(&self, scale: u32) {
-        self.run(
-            "pgbench",
-            &["--initialize", "--quiet", "--scale", &scale.to_string()],
-        );
+        self.run("pgbench", &["--initialize", "--quiet", "--scale", &scale.to_string()]);
     }
 
     /// Runs pgbench in the background until the handle is stopped.
@@ -322,19 +276,12 @@ impl PostgresServer {
     fn spawn(&mut self) {
         assert!(!self.is_running(), "the server runs already");
         let mut command = self.installation.command("postgres");
-        command
-            .arg("-D")
-            .arg(&self.data_dir)
-            .current_dir(self.dir.path());
+        command.arg("-D").arg(&self.data_dir).current_dir(self.dir.path());
         for (name, value) in &self.command_line {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         let name = format!("PostgreSQL {} in {}", self.major(), self.data_dir.display());
-        self.process = Some(ServerProcess::start(
-            &name,
-            TestUser::get().run(&mut command),
-            &self.log_path(),
-        ));
+        self.process = Some(ServerProcess::start(&name, TestUser::get().run(&mut command), &self.log_path()));
     }
 
     fn stop(&mut self, signal: Signal) -> ExitStatus {
@@ -344,32 +291,15 @@ impl PostgresServer {
     }
 
     fn process_mut(&mut self) -> &mut ServerProcess {
-        self.process
-            .as_mut()
-            .unwrap_or_else(|| panic!("the server is stopped"))
+        self.process.as_mut().unwrap_or_else(|| panic!("the server is stopped"))
     }
 
     fn try_psql_in(&self, database: &str, sql: &str) -> Result<String, String> {
         let mut command = self.command("psql");
-        command.args([
-            "-X",
-            "-A",
-            "-t",
-            "-q",
-            "-F",
-            "|",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-f",
-            "-",
-            "-d",
-            database,
-        ]);
+        command.args(["-X", "-A", "-t", "-q", "-F", "|", "-v", "ON_ERROR_STOP=1", "-f", "-", "-d", database]);
         let output = run_with_input(&mut command, sql.as_bytes());
         if output.status.success() {
-            Ok(String::from_utf8_lossy(&output.stdout)
-                .trim_end_matches('\n')
-                .to_owned())
+            Ok(String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned())
         } else {
             Err(String::from_utf8_lossy(&output.stderr).into_owned())
         }
@@ -396,11 +326,7 @@ impl Drop for PostgresServer {
 fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
     let program = command.get_program().display().to_string();
     let run = |command: &mut Command| -> std::io::Result<Output> {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let stdin = child.stdin.take();
         std::thread::scope(|scope| {
             // A program that stops at an error does not read the rest: its exit status tells.
@@ -413,10 +339,6 @@ fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
 
 fn children_of(pid: u32) -> Vec<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
-    let children = std::fs::read_to_string(&path)
-        .unwrap_or_else(|error| panic!("cannot read {path}: {error}"));
-    children
-        .split_whitespace()
-        .filter_map(|child| child.parse().ok())
-        .collect()
+    let children = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"));
+    children.split_whitespace().filter_map(|child| child.parse().ok()).collect()
 }

@@ -36,18 +36,8 @@ impl ServerProcess {
             .stdout(output())
             .stderr(output())
             .spawn()
-            .unwrap_or_else(|error| {
-                panic!(
-                    "cannot start {name} ({}): {error}",
-                    command.get_program().display()
-                )
-            });
-        Self {
-            name: name.to_owned(),
-            log: log.to_owned(),
-            child,
-            status: None,
-        }
+            .unwrap_or_else(|error| panic!("cannot start {name} ({}): {error}", command.get_program().display()));
+        Self { name: name.to_owned(), log: log.to_owned(), child, status: None }
     }
 
     pub fn pid(&self) -> u32 {
@@ -57,38 +47,25 @@ impl ServerProcess {
     /// The exit status once the server has ended, else nothing.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
-            self.status = self
-                .child
-                .try_wait()
-                .unwrap_or_else(|error| panic!("cannot wait for {}: {error}", self.name));
+            self.status =
+                self.child.try_wait().unwrap_or_else(|error| panic!("cannot wait for {}: {error}", self.name));
         }
         self.status
     }
 
     pub fn log(&self) -> String {
-        fs::read(&self.log)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Waits for a condition on a running server; panics with the end of its log when it ends first or is late.
-    pub fn wait_until<T>(
-        &mut self,
-        what: &str,
-        limit: Duration,
-        mut attempt: impl FnMut() -> Option<T>,
-    ) -> T {
+    pub fn wait_until<T>(&mut self, what: &str, limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + limit;
         loop {
             if let Some(value) = attempt() {
                 return value;
             }
             if let Some(status) = self.ended() {
-                panic!(
-                    "{} ended ({status}) before {what}; its log ends with:\n{}",
-                    self.name,
-                    self.log_tail()
-                );
+                panic!("{} ended ({status}) before {what}; its log ends with:\n{}", self.name, self.log_tail());
             }
             assert!(
                 Instant::now() < end,
@@ -107,8 +84,7 @@ impl ServerProcess {
         }
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.unwrap_or_else(|| panic!("{} has no pid", self.name));
-        kill_process(pid, signal)
-            .unwrap_or_else(|error| panic!("cannot signal {}: {error}", self.name));
+        kill_process(pid, signal).unwrap_or_else(|error| panic!("cannot signal {}: {error}", self.name));
     }
 
     /// Sends a signal and waits for the end.

@@ -46,8 +46,7 @@ impl TempDir {
     /// Creates a folder below this one, with the same owner and mode.
     pub fn create_dir(&self, name: &str) -> PathBuf {
         let path = self.join(name);
-        fs::create_dir_all(&path)
-            .unwrap_or_else(|error| panic!("cannot create {}: {error}", path.display()));
+        fs::create_dir_all(&path).unwrap_or_else(|error| panic!("cannot create {}: {error}", path.display()));
         TestUser::get().own_like(&path, &self.path);
         path
     }
@@ -55,8 +54,7 @@ impl TempDir {
     /// Writes a file below this folder, with the folder's owner.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.join(name);
-        fs::write(&path, content)
-            .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+        fs::write(&path, content).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
         TestUser::get().own_like(&path, &self.path);
         path
     }

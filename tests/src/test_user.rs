@@ -45,8 +45,7 @@ impl TestUser {
         if !self.switch {
             return;
         }
-        let fail =
-            |error: std::io::Error| -> ! { panic!("cannot chown {}: {error}", path.display()) };
+        let fail = |error: std::io::Error| -> ! { panic!("cannot chown {}: {error}", path.display()) };
         lchown(path, Some(self.uid), Some(self.gid)).unwrap_or_else(|error| fail(error));
         if path.is_dir() && !path.is_symlink() {
             for entry in fs::read_dir(path).unwrap_or_else(|error| fail(error)) {
@@ -64,45 +63,27 @@ impl TestUser {
     fn find_or_create() -> Self {
         let uid = rustix::process::geteuid();
         if !uid.is_root() {
-            return Self {
-                uid: uid.as_raw(),
-                gid: rustix::process::getegid().as_raw(),
-                switch: false,
-            };
+            return Self { uid: uid.as_raw(), gid: rustix::process::getegid().as_raw(), switch: false };
         }
         if let Some(user) = Self::look_up() {
             return user;
         }
         // Two test processes can get here at once: the loser's useradd fails, and the second look finds the user.
         let output = Command::new("useradd")
-            .args([
-                "--system",
-                "--user-group",
-                "--home-dir",
-                "/nonexistent",
-                "--shell",
-                "/bin/sh",
-                NAME,
-            ])
+            .args(["--system", "--user-group", "--home-dir", "/nonexistent", "--shell", "/bin/sh", NAME])
             .output();
-        Self::look_up().unwrap_or_else(|| {
-            panic!("cannot create the user {NAME} that servers run as: {output:?}")
-        })
+        Self::look_up().unwrap_or_else(|| panic!("cannot create the user {NAME} that servers run as: {output:?}"))
     }
 
     fn look_up() -> Option<Self> {
-        let passwd = fs::read_to_string("/etc/passwd")
-            .unwrap_or_else(|error| panic!("cannot read /etc/passwd: {error}"));
+        let passwd =
+            fs::read_to_string("/etc/passwd").unwrap_or_else(|error| panic!("cannot read /etc/passwd: {error}"));
         let mut fields = passwd
             .lines()
             .map(|line| line.split(':'))
             .find_map(|mut fields| (fields.next() == Some(NAME)).then_some(fields))?;
         let uid = fields.nth(1)?.parse().ok()?;
         let gid = fields.next()?.parse().ok()?;
-        Some(Self {
-            uid,
-            gid,
-            switch: true,
-        })
+        Some(Self { uid, gid, switch: true })
     }
 }

@@ -11,10 +11,7 @@ pub fn wait_until<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> O
         if let Some(value) = attempt() {
             return value;
         }
-        assert!(
-            started.elapsed() < limit,
-            "gave up after {limit:?} of waiting for {what}"
-        );
+        assert!(started.elapsed() < limit, "gave up after {limit:?} of waiting for {what}");
         sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(100));
     }

@@ -41,10 +41,7 @@ impl Default for PostgresServerBuilder {
     fn default() -> Self {
         Self {
             major: 15,
-            cluster: ClusterOptions {
-                data_checksums: true,
-                wal_segment_megabytes: 16,
-            },
+            cluster: ClusterOptions { data_checksums: true, wal_segment_megabytes: 16 },
             own_identity: false,
             tcp: false,
             settings: Vec::new(),
@@ -92,8 +89,7 @@ impl PostgresServerBuilder {
 
     /// `archive_mode = on` with this command.
     pub fn archive_command(self, command: &str) -> Self {
-        self.setting("archive_mode", "on")
-            .setting("archive_command", command)
+        self.setting("archive_mode", "on").setting("archive_command", command)
     }
 
     /// A line for the top of `pg_hba.conf`; below it everybody on the socket and on 127.0.0.1 is trusted.
@@ -118,24 +114,12 @@ impl PostgresServerBuilder {
         create_cluster(&installation, &self.cluster, &data_dir, self.own_identity);
         let port = if self.tcp { free_tcp_port() } else { 5432 };
 
-        append(
-            &data_dir.join("postgresql.conf"),
-            &self.configuration(dir.path(), port),
-        );
+        append(&data_dir.join("postgresql.conf"), &self.configuration(dir.path(), port));
         let hba = data_dir.join("pg_hba.conf");
-        let trusted = fs::read_to_string(&hba)
-            .unwrap_or_else(|error| panic!("cannot read {}: {error}", hba.display()));
+        let trusted = fs::read_to_string(&hba).unwrap_or_else(|error| panic!("cannot read {}: {error}", hba.display()));
         fs::write(&hba, format!("{}{trusted}", self.hba))
             .unwrap_or_else(|error| panic!("cannot write {}: {error}", hba.display()));
-        PostgresServer {
-            installation,
-            process: None,
-            dir,
-            data_dir,
-            port,
-            tcp: self.tcp,
-            command_line: Vec::new(),
-        }
+        PostgresServer { installation, process: None, dir, data_dir, port, tcp: self.tcp, command_line: Vec::new() }
     }
 
     /// Starts a directory that was restored, on a private socket, without archiving. Its owner becomes the test user,
@@ -149,28 +133,15 @@ impl PostgresServerBuilder {
     pub(super) fn start_in(self, dir: TempDir, data_dir: PathBuf) -> PostgresServer {
         let port = if self.tcp { free_tcp_port() } else { 5432 };
         let mut command_line = vec![
-            (
-                "unix_socket_directories".to_owned(),
-                dir.path().display().to_string(),
-            ),
+            ("unix_socket_directories".to_owned(), dir.path().display().to_string()),
             ("port".to_owned(), port.to_string()),
-            (
-                "listen_addresses".to_owned(),
-                if self.tcp { "127.0.0.1" } else { "" }.to_owned(),
-            ),
+            ("listen_addresses".to_owned(), if self.tcp { "127.0.0.1" } else { "" }.to_owned()),
             ("archive_mode".to_owned(), "off".to_owned()),
         ];
         command_line.extend(self.settings);
         let installation = Installation::find(self.major);
-        let mut server = PostgresServer {
-            installation,
-            process: None,
-            dir,
-            data_dir,
-            port,
-            tcp: self.tcp,
-            command_line,
-        };
+        let mut server =
+            PostgresServer { installation, process: None, dir, data_dir, port, tcp: self.tcp, command_line };
         server.spawn();
         server
     }
@@ -205,11 +176,7 @@ fn append(path: &Path, text: &str) {
 fn own_with_tablespaces(data_dir: &Path) {
     let user = TestUser::get();
     user.own_all(data_dir);
-    for entry in fs::read_dir(data_dir.join("pg_tblspc"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for entry in fs::read_dir(data_dir.join("pg_tblspc")).into_iter().flatten().flatten() {
         if let Ok(target) = fs::read_link(entry.path()) {
             user.own_all(&target);
         }

@@ -29,9 +29,7 @@ pub(crate) fn create_cluster(
     }
     let template = find_or_create_template(installation, options);
     let mut copy = Command::new("cp");
-    copy.args(["--archive", "--reflink=auto"])
-        .arg(&template)
-        .arg(data_dir);
+    copy.args(["--archive", "--reflink=auto"]).arg(&template).arg(data_dir);
     run(&mut copy);
 }
 
@@ -39,20 +37,9 @@ fn find_or_create_template(installation: &Installation, options: &ClusterOptions
     let user = TestUser::get();
     let cache = PathBuf::from(format!("/tmp/pgark-templates-{}", user.uid));
     let version = run(installation.command("postgres").arg("--version"));
-    let version: String = version
-        .chars()
-        .filter(|c| c.is_ascii_digit() || *c == '.' || *c == '-')
-        .take(12)
-        .collect();
-    let checksums = if options.data_checksums {
-        "checksums"
-    } else {
-        "plain"
-    };
-    let template = cache.join(format!(
-        "{version}-{checksums}-{}mb",
-        options.wal_segment_megabytes
-    ));
+    let version: String = version.chars().filter(|c| c.is_ascii_digit() || *c == '.' || *c == '-').take(12).collect();
+    let checksums = if options.data_checksums { "checksums" } else { "plain" };
+    let template = cache.join(format!("{version}-{checksums}-{}mb", options.wal_segment_megabytes));
 
     if let Err(error) = fs::create_dir(&cache) {
         assert!(cache.is_dir(), "cannot create {}: {error}", cache.display());
@@ -62,8 +49,7 @@ fn find_or_create_template(installation: &Installation, options: &ClusterOptions
     // Test processes that start together wait for the one that runs initdb.
     let lock = File::create(template.with_extension("lock"))
         .unwrap_or_else(|error| panic!("cannot lock {}: {error}", template.display()));
-    lock.lock()
-        .unwrap_or_else(|error| panic!("cannot lock {}: {error}", template.display()));
+    lock.lock().unwrap_or_else(|error| panic!("cannot lock {}: {error}", template.display()));
     if !template.is_dir() {
         let unfinished = template.with_extension("unfinished");
         drop(fs::remove_dir_all(&unfinished));
@@ -97,9 +83,7 @@ fn initdb(installation: &Installation, options: &ClusterOptions, data_dir: &Path
 
 fn run(command: &mut Command) -> String {
     let program = command.get_program().display().to_string();
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
+    let output = command.output().unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
     assert!(
         output.status.success(),
         "{program} failed ({}):\n{}",
