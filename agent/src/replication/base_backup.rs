@@ -338,13 +338,7 @@ impl BaseBackupStream<'_> {
             }
             other => return Err(unexpected(&other, PLACE)),
         }
-        match connection.receive(PLACE).await? {
-            BackendMessage::ReadyForQuery => connection.end_command(),
-            BackendMessage::ErrorResponse(server) => {
-                return Err(connection.fail_command(server).await);
-            }
-            other => return Err(unexpected(&other, PLACE)),
-        }
+        connection.read_ready(PLACE).await?;
         Ok(end)
     }
 }

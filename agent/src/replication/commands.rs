@@ -61,7 +61,7 @@ impl ReplicationConnection {
     pub async fn show_bytes(&mut self, name: &str) -> Result<Bytes, ReplicationError> {
         let command = format!("SHOW {}", literal::setting_name(name)?);
         let row = self.query_one(&command).await?;
-        column(&row, 0, name).map(|value| Bytes::copy_from_slice(value))
+        column(&row, 0, name).map(Bytes::copy_from_slice)
     }
 
     /// The server's version as a number, `150018` for 15.18. Asked once.

@@ -189,7 +189,7 @@ impl ReplicationConnection {
         let _ignored = self.transport.shutdown().await;
     }
 
-    /// Starts a command whose answer the caller reads; [`Self::end_command`] ends it.
+    /// Starts a command whose answer the caller reads; [`Self::end_command`] or [`Self::read_ready`] ends it.
     pub(crate) fn start_command(&mut self, command: &str) -> Result<(), ReplicationError> {
         if std::mem::replace(&mut self.busy, true) {
             return Err(ReplicationError::Unusable);
@@ -208,17 +208,19 @@ impl ReplicationConnection {
     pub(crate) async fn query(&mut self, command: &str) -> Result<Vec<Row>, ReplicationError> {
         self.start_command(command)?;
         let rows = self.read_result_set().await?;
-        loop {
-            match self.receive("after a command").await? {
-                BackendMessage::ReadyForQuery => {
-                    self.end_command();
-                    return Ok(rows);
-                }
-                BackendMessage::ErrorResponse(server) => {
-                    return Err(self.fail_command(server).await);
-                }
-                other => return Err(unexpected(&other, "after a command")),
+        self.read_ready("after a command").await?;
+        Ok(rows)
+    }
+
+    /// Reads the ReadyForQuery that ends a command.
+    pub(crate) async fn read_ready(&mut self, place: &'static str) -> Result<(), ReplicationError> {
+        match self.receive(place).await? {
+            BackendMessage::ReadyForQuery => {
+                self.end_command();
+                Ok(())
             }
+            BackendMessage::ErrorResponse(server) => Err(self.fail_command(server).await),
+            other => Err(unexpected(&other, place)),
         }
     }
 
