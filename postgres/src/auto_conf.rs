@@ -34,40 +34,25 @@ pub enum AutoConfError {
 impl AutoConf {
     /// Takes the content of a file; an absent file is an empty one.
     pub fn new(content: impl Into<Vec<u8>>) -> Self {
-        Self {
-            content: content.into(),
-        }
+        Self { content: content.into() }
     }
 
     /// Removes every assignment of the settings named, whatever the case of their letters.
     pub fn clear(&mut self, names: &[&str]) {
         let keep = |line: &&[u8]| {
-            !assignment(line).is_some_and(|(found, _)| {
-                names
-                    .iter()
-                    .any(|name| found.eq_ignore_ascii_case(name.as_bytes()))
-            })
+            !assignment(line)
+                .is_some_and(|(found, _)| names.iter().any(|name| found.eq_ignore_ascii_case(name.as_bytes())))
         };
-        self.content = self
-            .content
-            .split_inclusive(|&b| b == b'\n')
-            .filter(keep)
-            .collect::<Vec<_>>()
-            .concat();
+        self.content = self.content.split_inclusive(|&b| b == b'\n').filter(keep).collect::<Vec<_>>().concat();
     }
 
     /// Adds an assignment at the end, where it overrides all earlier ones.
     pub fn append(&mut self, name: &str, value: impl AsRef<[u8]>) -> Result<(), AutoConfError> {
         if name_bytes(name.as_bytes()) != name.len() || name.is_empty() {
-            return Err(AutoConfError::Name {
-                name: name.to_owned(),
-            });
+            return Err(AutoConfError::Name { name: name.to_owned() });
         }
         let value = value.as_ref();
-        let unwritable = |byte| AutoConfError::Value {
-            name: name.to_owned(),
-            byte,
-        };
+        let unwritable = |byte| AutoConfError::Value { name: name.to_owned(), byte };
         if value.contains(&b'\n') {
             return Err(unwritable("a newline"));
         }
@@ -93,9 +78,11 @@ impl AutoConf {
     ///
     /// Nothing is returned for a setting that is not assigned, or whose line the server would refuse.
     pub fn value(&self, name: &str) -> Option<Vec<u8>> {
-        let last = self.content.split(|&b| b == b'\n').rev().find_map(|line| {
-            assignment(line).filter(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes()))
-        });
+        let last = self
+            .content
+            .split(|&b| b == b'\n')
+            .rev()
+            .find_map(|line| assignment(line).filter(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes())));
         unquoted(last?.1)
     }
 
@@ -123,9 +110,7 @@ fn assignment(line: &[u8]) -> Option<(&[u8], &[u8])> {
 fn name_bytes(text: &[u8]) -> usize {
     let first = identifier_bytes(text);
     match text.get(first..) {
-        Some([b'.', rest @ ..]) if first > 0 && identifier_bytes(rest) > 0 => {
-            first + 1 + identifier_bytes(rest)
-        }
+        Some([b'.', rest @ ..]) if first > 0 && identifier_bytes(rest) > 0 => first + 1 + identifier_bytes(rest),
         _ => first,
     }
 }
@@ -135,16 +120,11 @@ fn identifier_bytes(text: &[u8]) -> usize {
     if !text.first().is_some_and(|&b| letter(b)) {
         return 0;
     }
-    text.iter()
-        .position(|&b| !(letter(b) || b.is_ascii_digit() || b == b'$'))
-        .unwrap_or(text.len())
+    text.iter().position(|&b| !(letter(b) || b.is_ascii_digit() || b == b'$')).unwrap_or(text.len())
 }
 
 fn without_blanks(text: &[u8]) -> &[u8] {
-    let blanks = text
-        .iter()
-        .take_while(|b| matches!(b, b' ' | b'\t' | b'\r'))
-        .count();
+    let blanks = text.iter().take_while(|b| matches!(b, b' ' | b'\t' | b'\r')).count();
     text.get(blanks..).unwrap_or_default()
 }
 
@@ -153,14 +133,8 @@ fn unquoted(rest: &[u8]) -> Option<Vec<u8>> {
     let rest = without_blanks(rest);
     let rest = without_blanks(rest.strip_prefix(b"=").unwrap_or(rest));
     let Some(quoted) = rest.strip_prefix(b"'") else {
-        let end = rest
-            .iter()
-            .position(|b| b" \t\r\n#".contains(b))
-            .unwrap_or(rest.len());
-        return rest
-            .get(..end)
-            .filter(|value| !value.is_empty())
-            .map(<[u8]>::to_vec);
+        let end = rest.iter().position(|b| b" \t\r\n#".contains(b)).unwrap_or(rest.len());
+        return rest.get(..end).filter(|value| !value.is_empty()).map(<[u8]>::to_vec);
     };
     let mut value = Vec::new();
     let mut bytes = quoted.iter().copied().peekable();
@@ -229,10 +203,8 @@ mod tests {
     #[test]
     fn values_are_quoted_as_the_server_reads_them() {
         let mut conf = AutoConf::new("work_mem = 1MB");
-        conf.append("restore_command", r"'/opt/a b/tool' wal %f \ %%p")
-            .unwrap();
-        conf.append("recovery_target_time", "2026-11-21 04:00:29+00")
-            .unwrap();
+        conf.append("restore_command", r"'/opt/a b/tool' wal %f \ %%p").unwrap();
+        conf.append("recovery_target_time", "2026-11-21 04:00:29+00").unwrap();
         conf.append("my.setting", b"\xff").unwrap();
         assert_eq!(
             conf.as_bytes(),
@@ -242,49 +214,30 @@ mod tests {
             ]
             .concat()
         );
-        assert_eq!(
-            conf.value("RESTORE_COMMAND").unwrap(),
-            br"'/opt/a b/tool' wal %f \ %%p"
-        );
+        assert_eq!(conf.value("RESTORE_COMMAND").unwrap(), br"'/opt/a b/tool' wal %f \ %%p");
     }
 
     #[test]
     fn the_last_assignment_counts() {
         let conf = AutoConf::new(SOURCE);
-        assert_eq!(
-            conf.value("primary_conninfo").unwrap(),
-            br"host=a password='b\c'"
-        );
+        assert_eq!(conf.value("primary_conninfo").unwrap(), br"host=a password='b\c'");
         assert_eq!(conf.value("work_mem").unwrap(), b"4MB");
         assert_eq!(conf.value("pg_x.restore_command").unwrap(), b"keep");
         assert_eq!(conf.value("pg_x"), None);
         // The file ends in a name alone, which the server refuses.
         assert_eq!(conf.value("restore_command"), None);
-        assert_eq!(
-            AutoConf::new(r"a = 'x\t\101\8\'y' # z").value("a").unwrap(),
-            b"x\tA8'y"
-        );
+        assert_eq!(AutoConf::new(r"a = 'x\t\101\8\'y' # z").value("a").unwrap(), b"x\tA8'y");
         assert_eq!(AutoConf::new("a = 'open").value("a"), None);
     }
 
     #[test]
     fn what_cannot_be_written_is_refused_without_showing_it() {
         let mut conf = AutoConf::default();
-        let error = conf
-            .append("primary_conninfo", "password=secret\nx = 1")
-            .unwrap_err();
+        let error = conf.append("primary_conninfo", "password=secret\nx = 1").unwrap_err();
         assert!(!error.to_string().contains("secret"), "{error}");
-        assert!(matches!(
-            conf.append("a", "x\0"),
-            Err(AutoConfError::Value { byte: "a NUL", .. })
-        ));
-        for name in [
-            "", "a b", "a=", "1a", "a.", ".a", "a.b.c", "a\nb", "#a", "a'",
-        ] {
-            assert!(
-                matches!(conf.append(name, "x"), Err(AutoConfError::Name { .. })),
-                "{name:?}"
-            );
+        assert!(matches!(conf.append("a", "x\0"), Err(AutoConfError::Value { byte: "a NUL", .. })));
+        for name in ["", "a b", "a=", "1a", "a.", ".a", "a.b.c", "a\nb", "#a", "a'"] {
+            assert!(matches!(conf.append(name, "x"), Err(AutoConfError::Name { .. })), "{name:?}");
         }
         assert_eq!(conf, AutoConf::default());
     }

@@ -117,17 +117,8 @@ const LABEL: &str = "LABEL: ";
 const START_TIMELINE: &str = "START TIMELINE: ";
 const INCREMENTAL_LSN: &str = "INCREMENTAL FROM LSN: ";
 const INCREMENTAL_TIMELINE: &str = "INCREMENTAL FROM TLI: ";
-const LINES: [&str; 9] = [
-    START_WAL,
-    CHECKPOINT,
-    METHOD,
-    FROM,
-    START_TIME,
-    LABEL,
-    START_TIMELINE,
-    INCREMENTAL_LSN,
-    INCREMENTAL_TIMELINE,
-];
+const LINES: [&str; 9] =
+    [START_WAL, CHECKPOINT, METHOD, FROM, START_TIME, LABEL, START_TIMELINE, INCREMENTAL_LSN, INCREMENTAL_TIMELINE];
 
 impl BackupLabel {
     /// Reads a label.
@@ -149,15 +140,11 @@ impl BackupLabel {
             "standby" => Some(BackupSource::Standby),
             _ => None,
         })?;
-        let start_timeline: Option<TimelineId> =
-            lines.optional(START_TIMELINE, |value| value.parse().ok())?;
+        let start_timeline: Option<TimelineId> = lines.optional(START_TIMELINE, |value| value.parse().ok())?;
         if let Some(timeline) = start_timeline
             && timeline != start_segment.timeline
         {
-            return Err(BackupLabelError::TimelineMismatch {
-                timeline,
-                segment: start_segment,
-            });
+            return Err(BackupLabelError::TimelineMismatch { timeline, segment: start_segment });
         }
         let parent_lsn = lines.optional(INCREMENTAL_LSN, |value| value.parse().ok())?;
         let parent_timeline = lines.optional(INCREMENTAL_TIMELINE, |value| value.parse().ok())?;
@@ -165,14 +152,10 @@ impl BackupLabel {
             (Some(lsn), Some(timeline)) => Some(IncrementalFrom { lsn, timeline }),
             (None, None) => None,
             (Some(_), None) => {
-                return Err(BackupLabelError::Missing {
-                    line: INCREMENTAL_TIMELINE,
-                });
+                return Err(BackupLabelError::Missing { line: INCREMENTAL_TIMELINE });
             }
             (None, Some(_)) => {
-                return Err(BackupLabelError::Missing {
-                    line: INCREMENTAL_LSN,
-                });
+                return Err(BackupLabelError::Missing { line: INCREMENTAL_LSN });
             }
         };
         Ok(Self {
@@ -181,10 +164,7 @@ impl BackupLabel {
             checkpoint_lsn: lines.required(CHECKPOINT, |value| value.parse().ok())?,
             backup_method,
             backup_from,
-            label: lines
-                .value(LABEL)
-                .ok_or(BackupLabelError::Missing { line: LABEL })?
-                .to_vec(),
+            label: lines.value(LABEL).ok_or(BackupLabelError::Missing { line: LABEL })?.to_vec(),
             start_timeline,
             incremental_from,
         })
@@ -197,13 +177,9 @@ struct Lines<'a>([Option<&'a [u8]>; LINES.len()]);
 impl<'a> Lines<'a> {
     fn split(content: &'a [u8]) -> Result<Self, BackupLabelError> {
         if content.len() > MAX_BYTES {
-            return Err(BackupLabelError::TooLarge {
-                bytes: content.len(),
-            });
+            return Err(BackupLabelError::TooLarge { bytes: content.len() });
         }
-        let content = content
-            .strip_suffix(b"\n")
-            .ok_or(BackupLabelError::NoNewline)?;
+        let content = content.strip_suffix(b"\n").ok_or(BackupLabelError::NoNewline)?;
         let mut values = [None; LINES.len()];
         for bytes in content.split(|&b| b == b'\n') {
             let known = LINES.iter().zip(&mut values).find_map(|(line, value)| {
@@ -211,9 +187,7 @@ impl<'a> Lines<'a> {
                 Some((line, value, rest))
             });
             let Some((line, value, rest)) = known else {
-                return Err(BackupLabelError::Unknown {
-                    found: lossy(bytes),
-                });
+                return Err(BackupLabelError::Unknown { found: lossy(bytes) });
             };
             if value.replace(rest).is_some() {
                 return Err(BackupLabelError::Twice { line });
@@ -223,10 +197,7 @@ impl<'a> Lines<'a> {
     }
 
     fn value(&self, line: &'static str) -> Option<&'a [u8]> {
-        LINES
-            .iter()
-            .zip(self.0)
-            .find_map(|(known, value)| if *known == line { value } else { None })
+        LINES.iter().zip(self.0).find_map(|(known, value)| if *known == line { value } else { None })
     }
 
     fn optional<T>(
@@ -238,19 +209,11 @@ impl<'a> Lines<'a> {
             return Ok(None);
         };
         let read = std::str::from_utf8(value).ok().and_then(read);
-        read.map(Some).ok_or_else(|| BackupLabelError::Value {
-            line,
-            found: lossy(value),
-        })
+        read.map(Some).ok_or_else(|| BackupLabelError::Value { line, found: lossy(value) })
     }
 
-    fn required<T>(
-        &self,
-        line: &'static str,
-        read: impl FnOnce(&str) -> Option<T>,
-    ) -> Result<T, BackupLabelError> {
-        self.optional(line, read)?
-            .ok_or(BackupLabelError::Missing { line })
+    fn required<T>(&self, line: &'static str, read: impl FnOnce(&str) -> Option<T>) -> Result<T, BackupLabelError> {
+        self.optional(line, read)?.ok_or(BackupLabelError::Missing { line })
     }
 }
 
@@ -264,7 +227,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const REAL: &[u8] = include_bytes!("../tests/samples/backup_label-15");
+    const REAL: &[u8] = include_bytes!("../tests/samples/15/backup_label");
 
     fn edited(from: &str, to: &str) -> Result<BackupLabel, BackupLabelError> {
         let text = std::str::from_utf8(REAL).unwrap();
@@ -283,51 +246,28 @@ mod tests {
         assert!(label.checkpoint_lsn > label.start_lsn);
         assert_eq!(label.incremental_from, None);
         let size = crate::SegmentSize::new(1024 * 1024).unwrap();
-        assert_eq!(
-            SegmentName::containing(TimelineId::FIRST, label.start_lsn, size),
-            label.start_segment
-        );
+        assert_eq!(SegmentName::containing(TimelineId::FIRST, label.start_lsn, size), label.start_segment);
     }
 
     #[test]
     fn an_incremental_label_names_its_parent() {
-        let both = "START TIMELINE: 1\nINCREMENTAL FROM LSN: 0/1C000028\nINCREMENTAL FROM TLI: 1";
-        let label = edited("START TIMELINE: 1", both).unwrap();
-        let parent = label.incremental_from.unwrap();
-        assert_eq!(
-            (parent.lsn, parent.timeline),
-            (Lsn::new(0x1C00_0028), TimelineId::FIRST)
-        );
-        let half = edited(
-            "START TIMELINE: 1",
-            "START TIMELINE: 1\nINCREMENTAL FROM LSN: 0/1C000028",
-        );
-        assert_eq!(
-            half,
-            Err(BackupLabelError::Missing {
-                line: INCREMENTAL_TIMELINE
-            })
-        );
+        let real = include_bytes!("../tests/samples/18/backup_label");
+        let parent = BackupLabel::parse(real).unwrap().incremental_from.unwrap();
+        assert_eq!((parent.lsn, parent.timeline), (Lsn::new(0xC0_0028), TimelineId::FIRST));
+        let half = edited("START TIMELINE: 1", "START TIMELINE: 1\nINCREMENTAL FROM LSN: 0/1C000028");
+        assert_eq!(half, Err(BackupLabelError::Missing { line: INCREMENTAL_TIMELINE }));
     }
 
     #[test]
     fn a08_an_empty_label_is_read_and_a_newline_in_it_refused() {
         assert_eq!(edited("LABEL: sample", "LABEL: ").unwrap().label, b"");
         let split = edited("LABEL: sample", "LABEL: sam\nple");
-        assert_eq!(
-            split,
-            Err(BackupLabelError::Unknown {
-                found: "ple".to_owned()
-            })
-        );
+        assert_eq!(split, Err(BackupLabelError::Unknown { found: "ple".to_owned() }));
     }
 
     #[test]
     fn f08_damaged_labels_are_refused() {
-        assert!(matches!(
-            edited("\n", "\r\n"),
-            Err(BackupLabelError::Value { .. })
-        ));
+        assert!(matches!(edited("\n", "\r\n"), Err(BackupLabelError::Value { .. })));
         assert!(matches!(
             edited("START WAL LOCATION: 0/", "START WAL LOCATION: 0"),
             Err(BackupLabelError::Value { .. })
@@ -336,37 +276,16 @@ mod tests {
             edited("START TIMELINE: 1", "START TIMELINE: 2"),
             Err(BackupLabelError::TimelineMismatch { .. })
         ));
-        assert!(matches!(
-            edited("START TIMELINE: 1", "START TIMELINE: x"),
-            Err(BackupLabelError::Value { .. })
-        ));
-        assert!(matches!(
-            edited("LABEL: sample", "LABEL: sample\nLABEL: b"),
-            Err(BackupLabelError::Twice { .. })
-        ));
-        assert!(matches!(
-            edited("LABEL: sample", "LABEL: sample\nEXTRA: b"),
-            Err(BackupLabelError::Unknown { .. })
-        ));
-        assert!(matches!(
-            edited("streamed", "guessed"),
-            Err(BackupLabelError::Value { .. })
-        ));
-        assert_eq!(
-            edited("START TIMELINE: 1\n", "START TIMELINE: 1"),
-            Err(BackupLabelError::NoNewline)
-        );
+        assert!(matches!(edited("START TIMELINE: 1", "START TIMELINE: x"), Err(BackupLabelError::Value { .. })));
+        assert!(matches!(edited("LABEL: sample", "LABEL: sample\nLABEL: b"), Err(BackupLabelError::Twice { .. })));
+        assert!(matches!(edited("LABEL: sample", "LABEL: sample\nEXTRA: b"), Err(BackupLabelError::Unknown { .. })));
+        assert!(matches!(edited("streamed", "guessed"), Err(BackupLabelError::Value { .. })));
+        assert_eq!(edited("START TIMELINE: 1\n", "START TIMELINE: 1"), Err(BackupLabelError::NoNewline));
         assert_eq!(BackupLabel::parse(b""), Err(BackupLabelError::NoNewline));
         let text = std::str::from_utf8(REAL).unwrap();
         for line in text.lines().filter(|line| !line.starts_with("START TIME")) {
             let without = text.replace(&format!("{line}\n"), "");
-            assert!(
-                matches!(
-                    BackupLabel::parse(without.as_bytes()),
-                    Err(BackupLabelError::Missing { .. })
-                ),
-                "{line}"
-            );
+            assert!(matches!(BackupLabel::parse(without.as_bytes()), Err(BackupLabelError::Missing { .. })), "{line}");
         }
     }
 

@@ -19,42 +19,12 @@ use crate::{Lsn, SegmentSize, SegmentSizeError, SystemIdentifier, TimelineId};
 
 /// Catalogue versions are fixed within a major version; the control version alone does not tell 13 to 16 apart.
 const VERSIONS: [Version; 6] = [
-    Version {
-        major: 13,
-        control: 1300,
-        catalog: 202_007_201,
-        crc_at: 288,
-    },
-    Version {
-        major: 14,
-        control: 1300,
-        catalog: 202_107_181,
-        crc_at: 288,
-    },
-    Version {
-        major: 15,
-        control: 1300,
-        catalog: 202_209_061,
-        crc_at: 288,
-    },
-    Version {
-        major: 16,
-        control: 1300,
-        catalog: 202_307_071,
-        crc_at: 288,
-    },
-    Version {
-        major: 17,
-        control: 1700,
-        catalog: 202_406_281,
-        crc_at: 288,
-    },
-    Version {
-        major: 18,
-        control: 1800,
-        catalog: 202_506_291,
-        crc_at: 292,
-    },
+    Version { major: 13, control: 1300, catalog: 202_007_201, crc_at: 288 },
+    Version { major: 14, control: 1300, catalog: 202_107_181, crc_at: 288 },
+    Version { major: 15, control: 1300, catalog: 202_209_061, crc_at: 288 },
+    Version { major: 16, control: 1300, catalog: 202_307_071, crc_at: 288 },
+    Version { major: 17, control: 1700, catalog: 202_406_281, crc_at: 288 },
+    Version { major: 18, control: 1800, catalog: 202_506_291, crc_at: 292 },
 ];
 
 struct Version {
@@ -152,9 +122,7 @@ pub enum ControlFileError {
         found: usize,
     },
     /// The file is of a version that is not known.
-    #[error(
-        "pg_control has version {control} and catalogue version {catalog}, which no release from 13 to 18 has"
-    )]
+    #[error("pg_control has version {control} and catalogue version {catalog}, which no release from 13 to 18 has")]
     UnknownVersion {
         /// The version of the file.
         control: u32,
@@ -192,10 +160,7 @@ impl ControlFileError {
 impl ControlFile {
     /// Reads the file and verifies its checksum.
     pub fn parse(content: &[u8]) -> Result<Self, ControlFileError> {
-        let short = |expected| ControlFileError::Short {
-            expected,
-            found: content.len(),
-        };
+        let short = |expected| ControlFileError::Short { expected, found: content.len() };
         let u32_of = |offset| u32_at(content, offset).ok_or_else(|| short(offset + 4));
         let u64_of = |offset| u64_at(content, offset).ok_or_else(|| short(offset + 8));
 
@@ -205,30 +170,19 @@ impl ControlFile {
             .find(|version| version.control == control && version.catalog == catalog)
             .ok_or(ControlFileError::UnknownVersion { control, catalog })?;
         let found = u32_of(version.crc_at)?;
-        let expected = crc32c::crc32c(
-            content
-                .get(..version.crc_at)
-                .ok_or_else(|| short(version.crc_at))?,
-        );
+        let expected = crc32c::crc32c(content.get(..version.crc_at).ok_or_else(|| short(version.crc_at))?);
         if found != expected {
             return Err(ControlFileError::Checksum { expected, found });
         }
 
         let timeline_of = |offset, field| {
             let number = u32_of(offset)?;
-            TimelineId::new(number).ok_or(ControlFileError::Field {
-                field,
-                found: number,
-            })
+            TimelineId::new(number).ok_or(ControlFileError::Field { field, found: number })
         };
         let size_of = |offset, field| {
             let found = u32_of(offset)?;
             let possible = found.is_power_of_two() && (1024..=65536).contains(&found);
-            if possible {
-                Ok(found)
-            } else {
-                Err(ControlFileError::Field { field, found })
-            }
+            if possible { Ok(found) } else { Err(ControlFileError::Field { field, found }) }
         };
         Ok(Self {
             system_identifier: SystemIdentifier::new(u64_of(0)?),
@@ -249,8 +203,7 @@ impl ControlFile {
             block_size: size_of(216, "block size")?,
             blocks_per_relation_file: u32_of(220)?,
             wal_block_size: size_of(224, "WAL page size")?,
-            segment_size: SegmentSize::new(u32_of(228)?.into())
-                .map_err(ControlFileError::SegmentSize)?,
+            segment_size: SegmentSize::new(u32_of(228)?.into()).map_err(ControlFileError::SegmentSize)?,
             data_checksums: u32_of(252)? != 0,
             major: version.major,
         })
@@ -273,10 +226,7 @@ impl ClusterState {
             5 => Self::InArchiveRecovery,
             6 => Self::InProduction,
             found => {
-                return Err(ControlFileError::Field {
-                    field: "state",
-                    found,
-                });
+                return Err(ControlFileError::Field { field: "state", found });
             }
         })
     }
@@ -289,10 +239,7 @@ impl WalLevel {
             1 => Self::Replica,
             2 => Self::Logical,
             found => {
-                return Err(ControlFileError::Field {
-                    field: "wal_level",
-                    found,
-                });
+                return Err(ControlFileError::Field { field: "wal_level", found });
             }
         })
     }

@@ -36,9 +36,7 @@ pub struct HistoryEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum HistoryError {
     /// Far larger than any real history file.
-    #[error(
-        "history of timeline {timeline} has {bytes} bytes, more than the {MAX_BYTES} that are read"
-    )]
+    #[error("history of timeline {timeline} has {bytes} bytes, more than the {MAX_BYTES} that are read")]
     TooLarge {
         /// The timeline the file belongs to.
         timeline: TimelineId,
@@ -69,9 +67,7 @@ pub enum HistoryError {
         source: LsnParseError,
     },
     /// Ancestors must rise, and stay below the timeline itself.
-    #[error(
-        "history of timeline {timeline}, line {line}: timeline {found} must be above {after} and below {timeline}"
-    )]
+    #[error("history of timeline {timeline}, line {line}: timeline {found} must be above {after} and below {timeline}")]
     Order {
         /// The timeline the file belongs to.
         timeline: TimelineId,
@@ -93,19 +89,13 @@ pub enum HistoryError {
 impl TimelineHistory {
     /// Returns the history of timeline 1, which has no file.
     pub const fn first() -> Self {
-        Self {
-            timeline: TimelineId::FIRST,
-            entries: Vec::new(),
-        }
+        Self { timeline: TimelineId::FIRST, entries: Vec::new() }
     }
 
     /// Reads the history file of `timeline`.
     pub fn parse(timeline: TimelineId, content: &[u8]) -> Result<Self, HistoryError> {
         if content.len() > MAX_BYTES {
-            return Err(HistoryError::TooLarge {
-                timeline,
-                bytes: content.len(),
-            });
+            return Err(HistoryError::TooLarge { timeline, bytes: content.len() });
         }
         let mut entries: Vec<HistoryEntry> = Vec::new();
         for (index, bytes) in content.split(|&b| b == b'\n').enumerate() {
@@ -117,12 +107,7 @@ impl TimelineHistory {
             let entry = parse_line(timeline, index + 1, text)?;
             let after = entries.last().map_or(0, |previous| previous.timeline.get());
             if entry.timeline.get() <= after || entry.timeline >= timeline {
-                return Err(HistoryError::Order {
-                    timeline,
-                    line: index + 1,
-                    found: entry.timeline,
-                    after,
-                });
+                return Err(HistoryError::Order { timeline, line: index + 1, found: entry.timeline, after });
             }
             entries.push(entry);
         }
@@ -159,10 +144,7 @@ impl TimelineHistory {
     ///
     /// A backup on that timeline is usable on this path if its stop position is at or below this one.
     pub fn switch_point(&self, timeline: TimelineId) -> Option<Lsn> {
-        self.path()
-            .into_iter()
-            .find(|&(ancestor, _, _)| ancestor == timeline)
-            .and_then(|(_, _, end)| end)
+        self.path().into_iter().find(|&(ancestor, _, _)| ancestor == timeline).and_then(|(_, _, end)| end)
     }
 
     /// Tells whether the byte at `lsn` on `timeline` belongs to this path.
@@ -192,29 +174,13 @@ impl TimelineHistory {
 }
 
 fn parse_line(timeline: TimelineId, line: usize, text: &str) -> Result<HistoryEntry, HistoryError> {
-    let malformed = || HistoryError::Line {
-        timeline,
-        line,
-        found: text.chars().take(200).collect(),
-    };
-    let (ancestor, rest) = text
-        .split_once(|c: char| c.is_ascii_whitespace())
-        .ok_or_else(malformed)?;
+    let malformed = || HistoryError::Line { timeline, line, found: text.chars().take(200).collect() };
+    let (ancestor, rest) = text.split_once(|c: char| c.is_ascii_whitespace()).ok_or_else(malformed)?;
     let ancestor = ancestor.parse().map_err(|_| malformed())?;
     let rest = rest.trim_ascii_start();
-    let (position, reason) = rest
-        .split_once(|c: char| c.is_ascii_whitespace())
-        .unwrap_or((rest, ""));
-    let switch_lsn = position.parse().map_err(|source| HistoryError::Position {
-        timeline,
-        line,
-        source,
-    })?;
-    Ok(HistoryEntry {
-        timeline: ancestor,
-        switch_lsn,
-        reason: reason.trim_ascii().to_owned(),
-    })
+    let (position, reason) = rest.split_once(|c: char| c.is_ascii_whitespace()).unwrap_or((rest, ""));
+    let switch_lsn = position.parse().map_err(|source| HistoryError::Position { timeline, line, source })?;
+    Ok(HistoryEntry { timeline: ancestor, switch_lsn, reason: reason.trim_ascii().to_owned() })
 }
 
 #[cfg(test)]
@@ -238,15 +204,8 @@ mod tests {
     fn ancestors_are_read() {
         let history = five();
         assert_eq!(history.timeline(), id(5));
-        let entries: Vec<_> = history
-            .entries()
-            .iter()
-            .map(|e| (e.timeline.get(), e.switch_lsn.as_u64()))
-            .collect();
-        assert_eq!(
-            entries,
-            [(1, 0x300_0000), (2, 0x500_0110), (4, 0x1_0000_0028)]
-        );
+        let entries: Vec<_> = history.entries().iter().map(|e| (e.timeline.get(), e.switch_lsn.as_u64())).collect();
+        assert_eq!(entries, [(1, 0x300_0000), (2, 0x500_0110), (4, 0x1_0000_0028)]);
         assert_eq!(history.entries()[0].reason, "no recovery target specified");
         assert_eq!(history.entries()[2].reason, "at restore point \"\u{fffd}\"");
     }
@@ -302,42 +261,15 @@ mod tests {
     fn other_contents_are_refused() {
         let parse = |content: &[u8]| TimelineHistory::parse(id(5), content).unwrap_err();
         assert_eq!(parse(b""), HistoryError::NoParent { timeline: id(5) });
-        assert_eq!(
-            parse(b"# only\n\n"),
-            HistoryError::NoParent { timeline: id(5) }
-        );
-        for content in [
-            &b"1"[..],
-            b"x\t0/1\n",
-            b"0\t0/1\n",
-            b"-1\t0/1\n",
-            b"\0",
-            b"1\n",
-        ] {
-            assert!(
-                matches!(parse(content), HistoryError::Line { line: 1, .. }),
-                "{content:?}"
-            );
+        assert_eq!(parse(b"# only\n\n"), HistoryError::NoParent { timeline: id(5) });
+        for content in [&b"1"[..], b"x\t0/1\n", b"0\t0/1\n", b"-1\t0/1\n", b"\0", b"1\n"] {
+            assert!(matches!(parse(content), HistoryError::Line { line: 1, .. }), "{content:?}");
         }
-        assert!(matches!(
-            parse(b"1\t0/1\tx\n2\t01\n"),
-            HistoryError::Position { line: 2, .. }
-        ));
-        for content in [
-            &b"2\t0/1\n1\t0/2\n"[..],
-            b"1\t0/1\n1\t0/2\n",
-            b"1\t0/1\n5\t0/2\n",
-            b"1\t0/1\n6\t0/2\n",
-        ] {
-            assert!(
-                matches!(parse(content), HistoryError::Order { line: 2, .. }),
-                "{content:?}"
-            );
+        assert!(matches!(parse(b"1\t0/1\tx\n2\t01\n"), HistoryError::Position { line: 2, .. }));
+        for content in [&b"2\t0/1\n1\t0/2\n"[..], b"1\t0/1\n1\t0/2\n", b"1\t0/1\n5\t0/2\n", b"1\t0/1\n6\t0/2\n"] {
+            assert!(matches!(parse(content), HistoryError::Order { line: 2, .. }), "{content:?}");
         }
-        assert!(matches!(
-            parse(&vec![b'\n'; MAX_BYTES + 1]),
-            HistoryError::TooLarge { .. }
-        ));
+        assert!(matches!(parse(&vec![b'\n'; MAX_BYTES + 1]), HistoryError::TooLarge { .. }));
     }
 
     proptest! {

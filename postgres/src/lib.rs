@@ -20,17 +20,16 @@ mod tablespace_map;
 mod text_serde;
 mod timeline;
 mod wal_page;
+mod wal_record;
 
 pub use auto_conf::{AutoConf, AutoConfError};
-pub use backup_label::{
-    BackupLabel, BackupLabelError, BackupMethod, BackupSource, IncrementalFrom,
-};
+pub use backup_label::{BackupLabel, BackupLabelError, BackupMethod, BackupSource, IncrementalFrom};
 pub use control_file::{ClusterState, ControlFile, ControlFileError, WalLevel};
 pub use history::{HistoryEntry, HistoryError, TimelineHistory};
 pub use lsn::{Lsn, LsnParseError};
 pub use manifest::{
-    ChecksumAlgorithm, ManifestChecksum, ManifestEnd, ManifestError, ManifestFile, ManifestReader,
-    WalRange, crc32c_from_hex, crc32c_to_hex,
+    ChecksumAlgorithm, ManifestChecksum, ManifestEnd, ManifestError, ManifestFile, ManifestReader, WalRange,
+    crc32c_from_hex, crc32c_to_hex,
 };
 pub use relative_path::{PathError, check_relative_path};
 pub use segment::{SegmentName, SegmentSize, SegmentSizeError, WalFileName, WalFileNameError};
@@ -38,3 +37,4 @@ pub use system_identifier::{SystemIdentifier, SystemIdentifierParseError};
 pub use tablespace_map::{TablespaceMap, TablespaceMapError};
 pub use timeline::{TimelineId, TimelineParseError};
 pub use wal_page::{SegmentHeader, WalPageError};
+pub use wal_record::{RecordWalker, WalEndReason, WalEvent, WalRecordError};

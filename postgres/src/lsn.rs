@@ -96,9 +96,7 @@ impl FromStr for Lsn {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         text.split_once('/')
             .and_then(|(high, low)| Some(Self(half(high)? << 32 | half(low)?)))
-            .ok_or_else(|| LsnParseError {
-                text: text.to_owned(),
-            })
+            .ok_or_else(|| LsnParseError { text: text.to_owned() })
     }
 }
 
@@ -107,11 +105,7 @@ serde_as_text!(Lsn);
 /// Reads one to eight hexadecimal digits; `from_str_radix` alone would take a sign as well.
 fn half(digits: &str) -> Option<u64> {
     let hex = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
-    if hex {
-        u64::from_str_radix(digits, 16).ok()
-    } else {
-        None
-    }
+    if hex { u64::from_str_radix(digits, 16).ok() } else { None }
 }
 
 #[cfg(test)]
@@ -156,10 +150,7 @@ mod tests {
     fn json_carries_text() {
         let json = serde_json::to_string(&Lsn::new(0x1_0200_0000)).unwrap();
         assert_eq!(json, "\"1/2000000\"");
-        assert_eq!(
-            serde_json::from_str::<Lsn>(&json).unwrap(),
-            Lsn::new(0x1_0200_0000)
-        );
+        assert_eq!(serde_json::from_str::<Lsn>(&json).unwrap(), Lsn::new(0x1_0200_0000));
         assert!(serde_json::from_str::<Lsn>("\"1\"").is_err());
         assert!(serde_json::from_str::<Lsn>("17").is_err());
     }

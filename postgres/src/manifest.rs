@@ -83,12 +83,7 @@ enum Place {
 impl<R: BufRead> ManifestReader<R> {
     /// Reads the manifest up to the list of files.
     pub fn new(reader: R) -> Result<Self, ManifestError> {
-        let mut lines = Lines {
-            reader,
-            hash: Sha256::new(),
-            line: Vec::new(),
-            number: 0,
-        };
+        let mut lines = Lines { reader, hash: Sha256::new(), line: Vec::new(), number: 0 };
         let first = lines.next()?;
         let version = first
             .strip_prefix(b"{ \"PostgreSQL-Backup-Manifest-Version\": ")
@@ -112,12 +107,7 @@ impl<R: BufRead> ManifestReader<R> {
             Some(SystemIdentifier::new(number))
         };
         lines.expect(b"\"Files\": [", "the list of files")?;
-        Ok(Self {
-            lines,
-            version,
-            system_identifier,
-            place: Place::First,
-        })
+        Ok(Self { lines, version, system_identifier, place: Place::First })
     }
 
     /// Returns the version of the format.
@@ -144,11 +134,7 @@ impl<R: BufRead> ManifestReader<R> {
         while self.next_file()?.is_some() {}
         let wal_ranges = self.read_wal_ranges()?;
         self.verify_checksum()?;
-        Ok(ManifestEnd {
-            version: self.version,
-            system_identifier: self.system_identifier,
-            wal_ranges,
-        })
+        Ok(ManifestEnd { version: self.version, system_identifier: self.system_identifier, wal_ranges })
     }
 
     fn read_file(&mut self) -> Result<Option<ManifestFile>, ManifestError> {
@@ -190,9 +176,7 @@ impl<R: BufRead> ManifestReader<R> {
                 return Ok(ranges);
             }
             if ranges.len() >= MAX_WAL_RANGES {
-                return Err(ManifestError::TooManyWalRanges {
-                    limit: MAX_WAL_RANGES,
-                });
+                return Err(ManifestError::TooManyWalRanges { limit: MAX_WAL_RANGES });
             }
         }
     }
@@ -218,11 +202,7 @@ impl<R: BufRead> Iterator for ManifestReader<R> {
 
     /// Yields the files; after an error, nothing.
     fn next(&mut self) -> Option<Self::Item> {
-        if self.place == Place::Failed {
-            None
-        } else {
-            self.next_file().transpose()
-        }
+        if self.place == Place::Failed { None } else { self.next_file().transpose() }
     }
 }
 
@@ -242,20 +222,10 @@ impl<R: BufRead> Lines<R> {
         self.line.clear();
         let number = self.number;
         // One byte above the limit tells a line that is too long from one that just fits.
-        let read = self
-            .reader
-            .by_ref()
-            .take(MAX_LINE_BYTES + 1)
-            .read_until(b'\n', &mut self.line);
-        read.map_err(|source| ManifestError::Read {
-            line: number,
-            source,
-        })?;
+        let read = self.reader.by_ref().take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut self.line);
+        read.map_err(|source| ManifestError::Read { line: number, source })?;
         if self.line.len() as u64 > MAX_LINE_BYTES {
-            return Err(ManifestError::LineTooLong {
-                line: number,
-                limit: MAX_LINE_BYTES,
-            });
+            return Err(ManifestError::LineTooLong { line: number, limit: MAX_LINE_BYTES });
         }
         self.hash.update(&self.line);
         match self.line.split_last() {
@@ -265,26 +235,12 @@ impl<R: BufRead> Lines<R> {
     }
 
     fn expect(&mut self, text: &[u8], what: &'static str) -> Result<(), ManifestError> {
-        if self.next()? == text {
-            Ok(())
-        } else {
-            Err(self.unexpected(what))
-        }
+        if self.next()? == text { Ok(()) } else { Err(self.unexpected(what)) }
     }
 
     fn end(&mut self) -> Result<(), ManifestError> {
-        let rest = self
-            .reader
-            .fill_buf()
-            .map_err(|source| ManifestError::Read {
-                line: self.number + 1,
-                source,
-            })?;
-        if rest.is_empty() {
-            Ok(())
-        } else {
-            Err(ManifestError::BytesAfterEnd)
-        }
+        let rest = self.reader.fill_buf().map_err(|source| ManifestError::Read { line: self.number + 1, source })?;
+        if rest.is_empty() { Ok(()) } else { Err(ManifestError::BytesAfterEnd) }
     }
 
     /// Says what should have stood on the line that was read last.
@@ -294,17 +250,12 @@ impl<R: BufRead> Lines<R> {
 }
 
 fn without_comma(line: &[u8]) -> (&[u8], bool) {
-    line.strip_suffix(b",")
-        .map_or((line, false), |object| (object, true))
+    line.strip_suffix(b",").map_or((line, false), |object| (object, true))
 }
 
 fn decimal(digits: &[u8]) -> Option<u64> {
     let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(digits)
-        .ok()
-        .filter(|_| plain)?
-        .parse()
-        .ok()
+    std::str::from_utf8(digits).ok().filter(|_| plain)?.parse().ok()
 }
 
 #[cfg(test)]

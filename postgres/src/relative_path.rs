@@ -26,10 +26,7 @@ pub struct PathError {
 pub fn check_relative_path(path: &[u8]) -> Result<(), PathError> {
     match problem(path) {
         None => Ok(()),
-        Some(problem) => Err(PathError {
-            path: String::from_utf8_lossy(path).chars().take(200).collect(),
-            problem,
-        }),
+        Some(problem) => Err(PathError { path: String::from_utf8_lossy(path).chars().take(200).collect(), problem }),
     }
 }
 
@@ -51,15 +48,12 @@ fn problem(path: &[u8]) -> Option<&'static str> {
     {
         return Some("begins with a drive letter");
     }
-    path.split(|&b| b == b'/')
-        .find_map(|component| match component {
-            b"" => Some("has an empty component"),
-            b"." | b".." => Some("has a component that is . or .."),
-            _ if component.len() > MAX_COMPONENT_BYTES => {
-                Some("has a component longer than 255 bytes")
-            }
-            _ => None,
-        })
+    path.split(|&b| b == b'/').find_map(|component| match component {
+        b"" => Some("has an empty component"),
+        b"." | b".." => Some("has a component that is . or .."),
+        _ if component.len() > MAX_COMPONENT_BYTES => Some("has a component longer than 255 bytes"),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -70,16 +64,9 @@ mod tests {
 
     #[test]
     fn ordinary_paths_pass() {
-        for path in [
-            "PG_VERSION",
-            "base/1/1259_fsm",
-            "pg_tblspc/16388/PG_15_202209061/5/1",
-            "...",
-            "a b",
-            "é",
-            "a\\b",
-            "c:x",
-        ] {
+        for path in
+            ["PG_VERSION", "base/1/1259_fsm", "pg_tblspc/16388/PG_15_202209061/5/1", "...", "a b", "é", "a\\b", "c:x"]
+        {
             assert_eq!(check_relative_path(path.as_bytes()), Ok(()), "{path}");
         }
         assert_eq!(check_relative_path(b"log/\xff\n"), Ok(()));

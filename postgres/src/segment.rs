@@ -65,9 +65,7 @@ pub enum SegmentSizeError {
         bytes: u64,
     },
     /// The text is not a setting with a known unit.
-    #[error(
-        "{text:?} is not a value of wal_segment_size: expected a number with a unit, like 16MB"
-    )]
+    #[error("{text:?} is not a value of wal_segment_size: expected a number with a unit, like 16MB")]
     NotASetting {
         /// The text found.
         text: String,
@@ -97,12 +95,8 @@ impl SegmentSize {
 
     /// Reads the answer of `SHOW wal_segment_size`, like `16MB`.
     pub fn from_setting(text: &str) -> Result<Self, SegmentSizeError> {
-        let not_a_setting = || SegmentSizeError::NotASetting {
-            text: text.to_owned(),
-        };
-        let unit_at = text
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len());
+        let not_a_setting = || SegmentSizeError::NotASetting { text: text.to_owned() };
+        let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(unit_at);
         let unit = match unit {
             "B" | "" => 1,
@@ -174,11 +168,7 @@ impl SegmentName {
         // Both halves fit: the number is at most 2^64 / size, and a log has 2^32 / size segments.
         let log = (number / size.segments_per_log()) as u32;
         let segment = (number % size.segments_per_log()) as u32;
-        Self {
-            timeline,
-            log,
-            segment,
-        }
+        Self { timeline, log, segment }
     }
 
     /// Returns the number of the segment, counted from the beginning of the log.
@@ -215,13 +205,7 @@ impl SegmentName {
 
 impl fmt::Display for SegmentName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:08X}{:08X}{:08X}",
-            self.timeline.get(),
-            self.log,
-            self.segment
-        )
+        write!(f, "{:08X}{:08X}{:08X}", self.timeline.get(), self.log, self.segment)
     }
 }
 
@@ -242,9 +226,7 @@ impl WalFileName {
     /// Returns the timeline in the name.
     pub const fn timeline(self) -> TimelineId {
         match self {
-            Self::Segment(segment)
-            | Self::Partial(segment)
-            | Self::BackupHistory { segment, .. } => segment.timeline,
+            Self::Segment(segment) | Self::Partial(segment) | Self::BackupHistory { segment, .. } => segment.timeline,
             Self::History(timeline) => timeline,
         }
     }
@@ -279,11 +261,7 @@ fn parse_segment(name: &str) -> Option<SegmentName> {
         return None;
     }
     let timeline = hex_u32(name.get(..8)?).and_then(TimelineId::new)?;
-    Some(SegmentName {
-        timeline,
-        log: hex_u32(name.get(8..16)?)?,
-        segment: hex_u32(name.get(16..)?)?,
-    })
+    Some(SegmentName { timeline, log: hex_u32(name.get(8..16)?)?, segment: hex_u32(name.get(16..)?)? })
 }
 
 fn parse_wal_file(name: &str) -> Option<WalFileName> {
@@ -291,16 +269,11 @@ fn parse_wal_file(name: &str) -> Option<WalFileName> {
         return parse_segment(name).map(WalFileName::Segment);
     };
     match suffix {
-        "history" => hex_u32(stem)
-            .and_then(TimelineId::new)
-            .map(WalFileName::History),
+        "history" => hex_u32(stem).and_then(TimelineId::new).map(WalFileName::History),
         "partial" => parse_segment(stem).map(WalFileName::Partial),
         _ => {
             let offset = hex_u32(suffix.strip_suffix(".backup")?)?;
-            Some(WalFileName::BackupHistory {
-                segment: parse_segment(stem)?,
-                offset,
-            })
+            Some(WalFileName::BackupHistory { segment: parse_segment(stem)?, offset })
         }
     }
 }

@@ -51,12 +51,9 @@ impl FromStr for SystemIdentifier {
 
     /// Reads the one decimal form that `Display` writes: names of folders are made of it, so there must be no second.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let canonical =
-            text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+        let canonical = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
         let number = if canonical { text.parse().ok() } else { None };
-        number.map(Self).ok_or_else(|| SystemIdentifierParseError {
-            text: text.to_owned(),
-        })
+        number.map(Self).ok_or_else(|| SystemIdentifierParseError { text: text.to_owned() })
     }
 }
 
@@ -73,10 +70,7 @@ mod tests {
         for text in ["", "+1", "-1", "01", "1 ", "0x10", "18446744073709551616"] {
             assert!(text.parse::<SystemIdentifier>().is_err(), "{text:?}");
         }
-        assert_eq!(
-            "18446744073709551615".parse(),
-            Ok(SystemIdentifier::new(u64::MAX))
-        );
+        assert_eq!("18446744073709551615".parse(), Ok(SystemIdentifier::new(u64::MAX)));
     }
 
     proptest! {

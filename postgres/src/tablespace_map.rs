@@ -58,10 +58,7 @@ impl TablespaceMap {
         for (oid, path) in &entries {
             let line_bytes = oid.to_string().len() + 1 + path.len();
             if !path.starts_with(b"/") || path.contains(&0) || line_bytes > MAX_LINE_BYTES {
-                return Err(TablespaceMapError::Path {
-                    oid: *oid,
-                    path: lossy(path),
-                });
+                return Err(TablespaceMapError::Path { oid: *oid, path: lossy(path) });
             }
         }
         Ok(Self { entries })
@@ -119,10 +116,7 @@ impl TablespaceMap {
 
     /// Returns the path of a tablespace.
     pub fn path(&self, oid: u32) -> Option<&[u8]> {
-        self.entries
-            .iter()
-            .find(|(known, _)| *known == oid)
-            .map(|(_, path)| path.as_slice())
+        self.entries.iter().find(|(known, _)| *known == oid).map(|(_, path)| path.as_slice())
     }
 }
 
@@ -131,21 +125,10 @@ fn parse_line(line: &[u8], number: usize) -> Result<(u32, Vec<u8>), TablespaceMa
     let entry = space.and_then(|at| {
         let (oid, path) = (line.get(..at)?, line.get(at + 1..)?);
         let digits = oid.iter().all(u8::is_ascii_digit);
-        let oid: u32 = std::str::from_utf8(oid)
-            .ok()
-            .filter(|_| digits)?
-            .parse()
-            .ok()?;
-        if oid == 0 || path.is_empty() {
-            None
-        } else {
-            Some((oid, path.to_vec()))
-        }
+        let oid: u32 = std::str::from_utf8(oid).ok().filter(|_| digits)?.parse().ok()?;
+        if oid == 0 || path.is_empty() { None } else { Some((oid, path.to_vec())) }
     });
-    entry.ok_or_else(|| TablespaceMapError::Line {
-        line: number,
-        found: lossy(line),
-    })
+    entry.ok_or_else(|| TablespaceMapError::Line { line: number, found: lossy(line) })
 }
 
 fn lossy(bytes: &[u8]) -> String {
@@ -159,25 +142,15 @@ mod tests {
     use proptest::prelude::*;
 
     /// Written by a PostgreSQL 15 server; the first path has a backslash in it.
-    const REAL: &[u8] = include_bytes!("../tests/samples/tablespace_map-15");
+    const REAL: &[u8] = include_bytes!("../tests/samples/15/tablespace_map");
 
     #[test]
     fn a_real_map_is_read_and_written_back() {
         let map = TablespaceMap::parse(REAL).unwrap();
-        let paths: Vec<_> = map
-            .entries()
-            .iter()
-            .map(|(_, path)| path.as_slice())
-            .collect();
-        assert_eq!(
-            paths,
-            [&br"/tmp/pgt15/two\two"[..], b"/tmp/pgt15/space one"]
-        );
+        let paths: Vec<_> = map.entries().iter().map(|(_, path)| path.as_slice()).collect();
+        assert_eq!(paths, [&br"/tmp/pgt15/two\two"[..], b"/tmp/pgt15/space one"]);
         assert_eq!(map.to_bytes(), REAL);
-        assert_eq!(
-            map.path(map.entries()[0].0),
-            Some(&br"/tmp/pgt15/two\two"[..])
-        );
+        assert_eq!(map.path(map.entries()[0].0), Some(&br"/tmp/pgt15/two\two"[..]));
         assert_eq!(map.path(1), None);
     }
 
@@ -189,48 +162,15 @@ mod tests {
     #[test]
     fn other_contents_are_refused() {
         for content in [&b"1 /a"[..], b"1 /a\n2 /b", b"1 /a\\", b"1 /a\\\n"] {
-            assert_eq!(
-                TablespaceMap::parse(content),
-                Err(TablespaceMapError::NoNewline),
-                "{content:?}"
-            );
+            assert_eq!(TablespaceMap::parse(content), Err(TablespaceMapError::NoNewline), "{content:?}");
         }
-        for content in [
-            &b"\n"[..],
-            b"1\n",
-            b"1 \n",
-            b" /a\n",
-            b"x /a\n",
-            b"+1 /a\n",
-            b"0 /a\n",
-            b"4294967296 /a\n",
-        ] {
-            assert!(
-                matches!(
-                    TablespaceMap::parse(content),
-                    Err(TablespaceMapError::Line { .. })
-                ),
-                "{content:?}"
-            );
+        for content in [&b"\n"[..], b"1\n", b"1 \n", b" /a\n", b"x /a\n", b"+1 /a\n", b"0 /a\n", b"4294967296 /a\n"] {
+            assert!(matches!(TablespaceMap::parse(content), Err(TablespaceMapError::Line { .. })), "{content:?}");
         }
-        for content in [
-            &b"1 a\n"[..],
-            b"1 ../a\n",
-            b"1 /a\0b\n",
-            &[b"1 /", &[b'a'; 2000][..], b"\n"].concat(),
-        ] {
-            assert!(
-                matches!(
-                    TablespaceMap::parse(content),
-                    Err(TablespaceMapError::Path { .. })
-                ),
-                "{content:?}"
-            );
+        for content in [&b"1 a\n"[..], b"1 ../a\n", b"1 /a\0b\n", &[b"1 /", &[b'a'; 2000][..], b"\n"].concat()] {
+            assert!(matches!(TablespaceMap::parse(content), Err(TablespaceMapError::Path { .. })), "{content:?}");
         }
-        assert_eq!(
-            TablespaceMap::parse(b"7 /a\n8 /b\n7 /c\n"),
-            Err(TablespaceMapError::Twice { oid: 7 })
-        );
+        assert_eq!(TablespaceMap::parse(b"7 /a\n8 /b\n7 /c\n"), Err(TablespaceMapError::Twice { oid: 7 }));
     }
 
     proptest! {

@@ -47,12 +47,10 @@ impl TimelineId {
 
     /// Reads the eight upper-case hexadecimal digits that file names carry.
     pub fn from_hex(digits: &str) -> Result<Self, TimelineParseError> {
-        hex_u32(digits)
-            .and_then(Self::new)
-            .ok_or_else(|| TimelineParseError {
-                text: digits.to_owned(),
-                expected: "eight upper-case hexadecimal digits, not all zero",
-            })
+        hex_u32(digits).and_then(Self::new).ok_or_else(|| TimelineParseError {
+            text: digits.to_owned(),
+            expected: "eight upper-case hexadecimal digits, not all zero",
+        })
     }
 }
 
@@ -68,29 +66,15 @@ impl FromStr for TimelineId {
     /// Reads the decimal form.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let digits = text.bytes().all(|b| b.is_ascii_digit());
-        let number = if digits {
-            text.parse().ok().and_then(Self::new)
-        } else {
-            None
-        };
-        number.ok_or_else(|| TimelineParseError {
-            text: text.to_owned(),
-            expected: "a decimal number from 1 on",
-        })
+        let number = if digits { text.parse().ok().and_then(Self::new) } else { None };
+        number.ok_or_else(|| TimelineParseError { text: text.to_owned(), expected: "a decimal number from 1 on" })
     }
 }
 
 /// Reads exactly eight upper-case hexadecimal digits, as PostgreSQL's file names have them.
 pub(crate) fn hex_u32(digits: &str) -> Option<u32> {
-    let valid = digits.len() == 8
-        && digits
-            .bytes()
-            .all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
-    if valid {
-        u32::from_str_radix(digits, 16).ok()
-    } else {
-        None
-    }
+    let valid = digits.len() == 8 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
+    if valid { u32::from_str_radix(digits, 16).ok() } else { None }
 }
 
 #[cfg(test)]
@@ -111,15 +95,7 @@ mod tests {
     #[test]
     fn zero_and_other_forms_are_refused() {
         assert_eq!(TimelineId::new(0), None);
-        for text in [
-            "",
-            "0",
-            "00000000",
-            "0000000a",
-            "+0000001",
-            "1",
-            "000000001",
-        ] {
+        for text in ["", "0", "00000000", "0000000a", "+0000001", "1", "000000001"] {
             assert!(TimelineId::from_hex(text).is_err(), "{text:?}");
         }
         for text in ["", "0", "+1", "-1", "0x1", "1 ", "4294967296"] {

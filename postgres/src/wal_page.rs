@@ -17,14 +17,7 @@ use thiserror::Error;
 use crate::little_endian::{u16_at, u32_at, u64_at};
 use crate::{Lsn, SegmentName, SegmentSize, SegmentSizeError, SystemIdentifier, TimelineId};
 
-const MAGICS: [(u16, u32); 6] = [
-    (0xD106, 13),
-    (0xD10D, 14),
-    (0xD110, 15),
-    (0xD113, 16),
-    (0xD116, 17),
-    (0xD118, 18),
-];
+const MAGICS: [(u16, u32); 6] = [(0xD106, 13), (0xD10D, 14), (0xD110, 15), (0xD113, 16), (0xD116, 17), (0xD118, 18)];
 
 const SHORT_HEADER_BYTES: usize = 24;
 const LONG_HEADER_BYTES: usize = 40;
@@ -34,8 +27,7 @@ const LONG_HEADER: u16 = 0x0002;
 const BACKUP_BLOCKS_REMOVABLE: u16 = 0x0004;
 /// Since 13.5 and 14.1: the record that began on the page before will never be completed.
 const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x0008;
-const ALL_FLAGS: u16 =
-    FIRST_IS_CONTRECORD | LONG_HEADER | BACKUP_BLOCKS_REMOVABLE | FIRST_IS_OVERWRITE_CONTRECORD;
+const ALL_FLAGS: u16 = FIRST_IS_CONTRECORD | LONG_HEADER | BACKUP_BLOCKS_REMOVABLE | FIRST_IS_OVERWRITE_CONTRECORD;
 
 /// What the first page of a WAL segment says about the segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,27 +155,17 @@ impl SegmentHeader {
         let (Some(system_identifier), Some(segment_size), Some(block_size)) =
             (u64_at(page, 24), u32_at(page, 32), u32_at(page, 36))
         else {
-            return Err(WalPageError::Short {
-                expected: LONG_HEADER_BYTES,
-                found: page.len(),
-            });
+            return Err(WalPageError::Short { expected: LONG_HEADER_BYTES, found: page.len() });
         };
         if !header.is_long() {
-            return Err(WalPageError::Flags {
-                flags: header.flags,
-                expected: "long",
-            });
+            return Err(WalPageError::Flags { flags: header.flags, expected: "long" });
         }
-        let segment_size =
-            SegmentSize::new(segment_size.into()).map_err(WalPageError::SegmentSize)?;
+        let segment_size = SegmentSize::new(segment_size.into()).map_err(WalPageError::SegmentSize)?;
         if !block_size.is_power_of_two() || !(1024..=65536).contains(&block_size) {
             return Err(WalPageError::BlockSize { found: block_size });
         }
         if segment_size.offset_of(header.address) != 0 {
-            return Err(WalPageError::NotAtBoundary {
-                found: header.address,
-                segment_size,
-            });
+            return Err(WalPageError::NotAtBoundary { found: header.address, segment_size });
         }
         Ok(Self {
             magic: header.magic,
@@ -200,31 +182,19 @@ impl SegmentHeader {
     pub fn check_name(&self, name: &SegmentName, file_len: u64) -> Result<(), WalPageError> {
         let segment_size = self.segment_size;
         if file_len != segment_size.bytes() {
-            return Err(WalPageError::FileLength {
-                expected: segment_size.bytes(),
-                found: file_len,
-            });
+            return Err(WalPageError::FileLength { expected: segment_size.bytes(), found: file_len });
         }
         if !name.is_valid_for(segment_size) {
-            return Err(WalPageError::Name {
-                name: *name,
-                segment_size,
-            });
+            return Err(WalPageError::Name { name: *name, segment_size });
         }
         let expected = name.start(segment_size);
         if self.page_address != expected {
-            return Err(WalPageError::PageAddress {
-                expected,
-                found: self.page_address,
-            });
+            return Err(WalPageError::PageAddress { expected, found: self.page_address });
         }
         // The first segment of a new timeline begins with a copy of the old one, headers included.
         if self.timeline > name.timeline {
             let expected = format!("at most {} as its name says", name.timeline);
-            return Err(WalPageError::Timeline {
-                expected,
-                found: self.timeline,
-            });
+            return Err(WalPageError::Timeline { expected, found: self.timeline });
         }
         Ok(())
     }
@@ -244,38 +214,20 @@ pub(crate) struct PageHeader {
 
 impl PageHeader {
     pub(crate) fn parse(page: &[u8]) -> Result<Self, WalPageError> {
-        let (Some(magic), Some(flags), Some(timeline), Some(address), Some(remaining)) = (
-            u16_at(page, 0),
-            u16_at(page, 2),
-            u32_at(page, 4),
-            u64_at(page, 8),
-            u32_at(page, 16),
-        ) else {
-            return Err(WalPageError::Short {
-                expected: SHORT_HEADER_BYTES,
-                found: page.len(),
-            });
+        let (Some(magic), Some(flags), Some(timeline), Some(address), Some(remaining)) =
+            (u16_at(page, 0), u16_at(page, 2), u32_at(page, 4), u64_at(page, 8), u32_at(page, 16))
+        else {
+            return Err(WalPageError::Short { expected: SHORT_HEADER_BYTES, found: page.len() });
         };
         let Some(&(_, major)) = MAGICS.iter().find(|(known, _)| *known == magic) else {
             return Err(WalPageError::UnknownMagic { magic });
         };
-        let expected = if flags & LONG_HEADER != 0 {
-            "long"
-        } else {
-            "short"
-        };
+        let expected = if flags & LONG_HEADER != 0 { "long" } else { "short" };
         if flags & !ALL_FLAGS != 0 {
             return Err(WalPageError::Flags { flags, expected });
         }
         let timeline = TimelineId::new(timeline).ok_or(WalPageError::NoTimeline)?;
-        Ok(Self {
-            magic,
-            major,
-            flags,
-            timeline,
-            address: Lsn::new(address),
-            remaining,
-        })
+        Ok(Self { magic, major, flags, timeline, address: Lsn::new(address), remaining })
     }
 
     pub(crate) const fn is_long(&self) -> bool {
@@ -284,11 +236,7 @@ impl PageHeader {
 
     /// How many bytes the header occupies; records begin after it.
     pub(crate) const fn bytes(&self) -> usize {
-        if self.is_long() {
-            LONG_HEADER_BYTES
-        } else {
-            SHORT_HEADER_BYTES
-        }
+        if self.is_long() { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES }
     }
 
     /// Whether the page begins in the middle of a record.
@@ -304,10 +252,7 @@ impl PageHeader {
 
 /// Returns the page magic of a major version.
 pub(crate) fn magic_of(major: u32) -> Option<u16> {
-    MAGICS
-        .iter()
-        .find(|(_, known)| *known == major)
-        .map(|(magic, _)| *magic)
+    MAGICS.iter().find(|(_, known)| *known == major).map(|(magic, _)| *magic)
 }
 
 #[cfg(test)]

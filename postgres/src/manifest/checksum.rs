@@ -32,15 +32,9 @@ pub struct ManifestChecksum {
 impl ChecksumAlgorithm {
     /// Reads the name as a manifest spells it.
     pub fn from_name(name: &str) -> Option<Self> {
-        [
-            Self::Crc32c,
-            Self::Sha224,
-            Self::Sha256,
-            Self::Sha384,
-            Self::Sha512,
-        ]
-        .into_iter()
-        .find(|algorithm| algorithm.name() == name)
+        [Self::Crc32c, Self::Sha224, Self::Sha256, Self::Sha384, Self::Sha512]
+            .into_iter()
+            .find(|algorithm| algorithm.name() == name)
     }
 
     /// Returns the name as a manifest and `MANIFEST_CHECKSUMS` spell it.
@@ -69,21 +63,13 @@ impl ChecksumAlgorithm {
 impl ManifestChecksum {
     /// Makes the checksum of a CRC-32C that was computed as a number.
     pub fn crc32c(number: u32) -> Self {
-        Self {
-            algorithm: ChecksumAlgorithm::Crc32c,
-            bytes: number.to_le_bytes().to_vec(),
-        }
+        Self { algorithm: ChecksumAlgorithm::Crc32c, bytes: number.to_le_bytes().to_vec() }
     }
 
     /// Returns the number of a CRC-32C, or nothing for another algorithm.
     pub fn as_crc32c(&self) -> Option<u32> {
         match self.algorithm {
-            ChecksumAlgorithm::Crc32c => self
-                .bytes
-                .as_slice()
-                .try_into()
-                .ok()
-                .map(u32::from_le_bytes),
+            ChecksumAlgorithm::Crc32c => self.bytes.as_slice().try_into().ok().map(u32::from_le_bytes),
             _ => None,
         }
     }
@@ -91,20 +77,14 @@ impl ManifestChecksum {
     /// Reads the digits of a checksum, which must have the length of the algorithm's digest.
     pub fn from_hex(algorithm: ChecksumAlgorithm, digits: &str) -> Option<Self> {
         let bytes = from_hex(digits.as_bytes())?;
-        if bytes.len() == algorithm.bytes() {
-            Some(Self { algorithm, bytes })
-        } else {
-            None
-        }
+        if bytes.len() == algorithm.bytes() { Some(Self { algorithm, bytes }) } else { None }
     }
 }
 
 impl fmt::Display for ManifestChecksum {
     /// Writes the digits as a manifest has them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.bytes
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -127,10 +107,7 @@ pub(super) fn from_hex(digits: &[u8]) -> Option<Vec<u8>> {
     if !digits.len().is_multiple_of(2) {
         return None;
     }
-    digits
-        .chunks_exact(2)
-        .map(|pair| Some(hex_digit(pair[0])? << 4 | hex_digit(pair[1])?))
-        .collect()
+    digits.chunks_exact(2).map(|pair| Some(hex_digit(pair[0])? << 4 | hex_digit(pair[1])?)).collect()
 }
 
 const fn hex_digit(digit: u8) -> Option<u8> {

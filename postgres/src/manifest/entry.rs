@@ -42,30 +42,15 @@ pub struct WalRange {
 struct FileObject<'a> {
     #[serde(rename = "Path", borrow, default, deserialize_with = "present_text")]
     path: Option<Cow<'a, str>>,
-    #[serde(
-        rename = "Encoded-Path",
-        borrow,
-        default,
-        deserialize_with = "present_text"
-    )]
+    #[serde(rename = "Encoded-Path", borrow, default, deserialize_with = "present_text")]
     encoded_path: Option<Cow<'a, str>>,
     #[serde(rename = "Size")]
     size: u64,
     #[serde(rename = "Last-Modified")]
     last_modified: String,
-    #[serde(
-        rename = "Checksum-Algorithm",
-        borrow,
-        default,
-        deserialize_with = "present_text"
-    )]
+    #[serde(rename = "Checksum-Algorithm", borrow, default, deserialize_with = "present_text")]
     algorithm: Option<Cow<'a, str>>,
-    #[serde(
-        rename = "Checksum",
-        borrow,
-        default,
-        deserialize_with = "present_text"
-    )]
+    #[serde(rename = "Checksum", borrow, default, deserialize_with = "present_text")]
     checksum: Option<Cow<'a, str>>,
 }
 
@@ -86,9 +71,7 @@ pub(super) fn parse_file(object: &[u8], line: u64) -> Result<ManifestFile, Manif
     let wrong = |problem| ManifestError::Field { line, problem };
     let path = match (file.path, file.encoded_path) {
         (Some(path), None) => path.into_owned().into_bytes(),
-        (None, Some(digits)) => {
-            from_hex(digits.as_bytes()).ok_or_else(|| wrong("encoded path is not hexadecimal"))?
-        }
+        (None, Some(digits)) => from_hex(digits.as_bytes()).ok_or_else(|| wrong("encoded path is not hexadecimal"))?,
         (Some(_), Some(_)) => return Err(wrong("file has both a path and an encoded path")),
         (None, None) => return Err(wrong("file has no path")),
     };
@@ -99,8 +82,8 @@ pub(super) fn parse_file(object: &[u8], line: u64) -> Result<ManifestFile, Manif
     let checksum = match (file.algorithm, file.checksum) {
         (None, None) => None,
         (Some(name), Some(digits)) => {
-            let algorithm = ChecksumAlgorithm::from_name(&name)
-                .ok_or_else(|| wrong("checksum algorithm is not known"))?;
+            let algorithm =
+                ChecksumAlgorithm::from_name(&name).ok_or_else(|| wrong("checksum algorithm is not known"))?;
             let checksum = ManifestChecksum::from_hex(algorithm, &digits)
                 .ok_or_else(|| wrong("checksum is not hexadecimal or has the wrong length"))?;
             Some(checksum)
@@ -108,37 +91,20 @@ pub(super) fn parse_file(object: &[u8], line: u64) -> Result<ManifestFile, Manif
         (None, Some(_)) => return Err(wrong("checksum has no algorithm")),
         (Some(_), None) => return Err(wrong("checksum algorithm has no checksum")),
     };
-    Ok(ManifestFile {
-        path,
-        size: file.size,
-        checksum,
-        last_modified: file.last_modified,
-    })
+    Ok(ManifestFile { path, size: file.size, checksum, last_modified: file.last_modified })
 }
 
 pub(super) fn parse_wal_range(object: &[u8], line: u64) -> Result<WalRange, ManifestError> {
-    let WalRangeObject {
-        timeline,
-        start,
-        end,
-    } = serde_json::from_slice(object).map_err(|source| ManifestError::Object { line, source })?;
+    let WalRangeObject { timeline, start, end } =
+        serde_json::from_slice(object).map_err(|source| ManifestError::Object { line, source })?;
     if end < start {
-        return Err(ManifestError::Field {
-            line,
-            problem: "WAL range ends before it starts",
-        });
+        return Err(ManifestError::Field { line, problem: "WAL range ends before it starts" });
     }
-    Ok(WalRange {
-        timeline,
-        start,
-        end,
-    })
+    Ok(WalRange { timeline, start, end })
 }
 
 /// Takes a text, but no null: serde would read that as an absent field.
-fn present_text<'de: 'a, 'a, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Cow<'a, str>>, D::Error> {
+fn present_text<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cow<'a, str>>, D::Error> {
     // `Cow` alone always copies; this borrows wherever the JSON has no escapes.
     #[derive(Deserialize)]
     struct Borrowed<'a>(#[serde(borrow)] Cow<'a, str>);

@@ -94,10 +94,6 @@ pub enum ManifestError {
 impl ManifestError {
     pub(super) fn unexpected(line: u64, expected: &'static str, found: &[u8]) -> Self {
         let found = String::from_utf8_lossy(found).chars().take(200).collect();
-        Self::Unexpected {
-            line,
-            expected,
-            found,
-        }
+        Self::Unexpected { line, expected, found }
     }
 }

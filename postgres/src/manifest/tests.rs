@@ -5,7 +5,7 @@ use crate::{Lsn, TimelineId};
 use proptest::prelude::*;
 
 /// Written by a PostgreSQL 15 server; compressed, since it names a thousand files.
-const REAL_15_ZST: &[u8] = include_bytes!("../../tests/samples/backup_manifest-15.zst");
+const REAL_15_ZST: &[u8] = include_bytes!("../../tests/samples/15/backup_manifest.zst");
 
 const FILE: &str = r#"{ "Path": "base/1/2", "Size": 8192, "Last-Modified": "2026-11-21 04:00:29 GMT", "Checksum-Algorithm": "CRC32C", "Checksum": "994e7be2" }"#;
 const RANGE: &str = r#"{ "Timeline": 1, "Start-LSN": "0/2000028", "End-LSN": "0/2000100" }"#;
@@ -16,10 +16,7 @@ fn real() -> Vec<u8> {
 
 /// Puts the checksum under the lines, as a server does.
 fn sealed(lines: &str) -> Vec<u8> {
-    let digest: String = Sha256::digest(lines.as_bytes())
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest: String = Sha256::digest(lines.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{lines}\"Manifest-Checksum\": \"{digest}\"}}\n").into_bytes()
 }
 
@@ -49,24 +46,24 @@ fn one_range(object: &str) -> Result<WalRange, ManifestError> {
 fn a_real_manifest_is_read() {
     let (files, end) = read(&real()).unwrap();
     assert_eq!((end.version, end.system_identifier), (1, None));
-    assert_eq!(
-        files.len(),
-        std::str::from_utf8(&real())
-            .unwrap()
-            .matches("\"Size\"")
-            .count()
-    );
+    assert_eq!(files.len(), std::str::from_utf8(&real()).unwrap().matches("\"Size\"").count());
     assert_eq!(files[0].path, b"backup_label");
-    let label = crc32c::crc32c(include_bytes!("../../tests/samples/backup_label-15"));
+    let label = crc32c::crc32c(include_bytes!("../../tests/samples/15/backup_label"));
     assert_eq!(files[0].checksum, Some(ManifestChecksum::crc32c(label)));
     assert_eq!(files.last().unwrap().path, b"global/pg_control");
-    let [range] = end.wal_ranges[..] else {
-        unreachable!()
-    };
-    assert_eq!(
-        (range.timeline, range.start),
-        (TimelineId::FIRST, Lsn::new(0x180_0028))
-    );
+    let [range] = end.wal_ranges[..] else { unreachable!() };
+    assert_eq!((range.timeline, range.start), (TimelineId::FIRST, Lsn::new(0x180_0028)));
+}
+
+#[test]
+fn a_real_manifest_of_an_incremental_backup_is_read() {
+    let content = zstd::decode_all(&include_bytes!("../../tests/samples/18/backup_manifest.zst")[..]).unwrap();
+    let (files, end) = read(&content).unwrap();
+    let facts = include_str!("../../tests/samples/18/control-facts");
+    assert_eq!(end.version, 2);
+    assert_eq!(end.system_identifier.unwrap().to_string(), facts.split(' ').next().unwrap());
+    assert!(files.iter().any(|file| file.path.starts_with(b"base/5/INCREMENTAL.")));
+    assert_eq!(end.wal_ranges[0].start, Lsn::new(0xE0_0028));
 }
 
 #[test]
@@ -86,26 +83,9 @@ fn version_2_names_the_cluster() {
     };
     let (files, end) = read(&lines("18446744073709551615")).unwrap();
     assert!(files.is_empty());
-    assert_eq!(
-        (end.version, end.system_identifier),
-        (2, Some(SystemIdentifier::new(u64::MAX)))
-    );
-    for identifier in [
-        "\"7\"",
-        "7.0",
-        "-7",
-        "7e3",
-        "null",
-        "",
-        "18446744073709551616",
-    ] {
-        assert!(
-            matches!(
-                read(&lines(identifier)),
-                Err(ManifestError::Unexpected { line: 2, .. })
-            ),
-            "{identifier}"
-        );
+    assert_eq!((end.version, end.system_identifier), (2, Some(SystemIdentifier::new(u64::MAX))));
+    for identifier in ["\"7\"", "7.0", "-7", "7e3", "null", "", "18446744073709551616"] {
+        assert!(matches!(read(&lines(identifier)), Err(ManifestError::Unexpected { line: 2, .. })), "{identifier}");
     }
 }
 
@@ -116,10 +96,7 @@ fn a_crc_is_written_lowest_byte_first() {
     assert_eq!(crc32c_to_hex(crc32c::crc32c(b"")), "00000000");
     assert_eq!(crc32c_from_hex("994e7be"), None);
     let file = one_file(FILE).unwrap();
-    assert_eq!(
-        file.checksum.as_ref().and_then(ManifestChecksum::as_crc32c),
-        Some(0xE27B_4E99)
-    );
+    assert_eq!(file.checksum.as_ref().and_then(ManifestChecksum::as_crc32c), Some(0xE27B_4E99));
     assert_eq!(file.checksum.unwrap().to_string(), "994e7be2");
 }
 
@@ -128,31 +105,15 @@ fn paths_may_be_encoded_or_escaped() {
     let encoded = FILE.replace(r#""Path": "base/1/2""#, r#""Encoded-Path": "6c6f672fff""#);
     assert_eq!(one_file(&encoded).unwrap().path, b"log/\xff");
     let escaped = FILE.replace("base/1/2", r"log/\u00e9\\\u0001\ud83d\ude00");
-    assert_eq!(
-        one_file(&escaped).unwrap().path,
-        "log/é\\\u{1}😀".as_bytes()
-    );
+    assert_eq!(one_file(&escaped).unwrap().path, "log/é\\\u{1}😀".as_bytes());
 }
 
 #[test]
 fn checksums_may_be_left_out_or_longer() {
-    let none = FILE.replace(
-        r#", "Checksum-Algorithm": "CRC32C", "Checksum": "994e7be2""#,
-        "",
-    );
+    let none = FILE.replace(r#", "Checksum-Algorithm": "CRC32C", "Checksum": "994e7be2""#, "");
     assert_eq!(one_file(&none).unwrap().checksum, None);
-    for (name, bytes) in [
-        ("SHA224", 28),
-        ("SHA256", 32),
-        ("SHA384", 48),
-        ("SHA512", 64),
-    ] {
-        let file = one_file(
-            &FILE
-                .replace("CRC32C", name)
-                .replace("994e7be2", &"ab".repeat(bytes)),
-        )
-        .unwrap();
+    for (name, bytes) in [("SHA224", 28), ("SHA256", 32), ("SHA384", 48), ("SHA512", 64)] {
+        let file = one_file(&FILE.replace("CRC32C", name).replace("994e7be2", &"ab".repeat(bytes))).unwrap();
         assert_eq!(file.checksum.unwrap().bytes, vec![0xAB; bytes]);
     }
 }
@@ -194,48 +155,20 @@ fn f09_wrong_files_are_refused() {
         (" }", " } { }"),
     ] {
         assert!(FILE.contains(from), "{from}");
-        assert!(
-            one_file(&FILE.replacen(from, to, 1)).is_err(),
-            "{from} -> {to}"
-        );
+        assert!(one_file(&FILE.replacen(from, to, 1)).is_err(), "{from} -> {to}");
     }
 }
 
 #[test]
 fn f01_paths_that_leave_the_directory_are_refused() {
-    for path in [
-        "",
-        "/etc/passwd",
-        "..",
-        "a/../../b",
-        "a//b",
-        "a/",
-        ".",
-        r"a\u0000b",
-        r"C:\\x",
-    ] {
-        assert!(
-            matches!(
-                one_file(&FILE.replace("base/1/2", path)),
-                Err(ManifestError::Path { .. })
-            ),
-            "{path:?}"
-        );
+    for path in ["", "/etc/passwd", "..", "a/../../b", "a//b", "a/", ".", r"a\u0000b", r"C:\\x"] {
+        assert!(matches!(one_file(&FILE.replace("base/1/2", path)), Err(ManifestError::Path { .. })), "{path:?}");
     }
     for path in [r"\ud800", r"\udc00\ud800", r"\x"] {
-        assert!(
-            matches!(
-                one_file(&FILE.replace("base/1/2", path)),
-                Err(ManifestError::Object { .. })
-            ),
-            "{path:?}"
-        );
+        assert!(matches!(one_file(&FILE.replace("base/1/2", path)), Err(ManifestError::Object { .. })), "{path:?}");
     }
     let encoded = FILE.replace(r#""Path": "base/1/2""#, r#""Encoded-Path": "2e2e2f78""#);
-    assert!(matches!(
-        one_file(&encoded),
-        Err(ManifestError::Path { .. })
-    ));
+    assert!(matches!(one_file(&encoded), Err(ManifestError::Path { .. })));
 }
 
 #[test]
@@ -255,38 +188,25 @@ fn f09_wrong_wal_ranges_are_refused() {
         ("\"0/2000100\"", "33554688"),
     ] {
         assert!(RANGE.contains(from), "{from}");
-        assert!(
-            one_range(&RANGE.replacen(from, to, 1)).is_err(),
-            "{from} -> {to}"
-        );
+        assert!(one_range(&RANGE.replacen(from, to, 1)).is_err(), "{from} -> {to}");
     }
 }
 
 #[test]
 fn f09_wrong_layouts_are_refused() {
-    let good = String::from_utf8(manifest(
-        &format!("{FILE},\n{FILE}\n"),
-        &format!("{RANGE},\n{RANGE}\n"),
-    ))
-    .unwrap();
+    let good = String::from_utf8(manifest(&format!("{FILE},\n{FILE}\n"), &format!("{RANGE},\n{RANGE}\n"))).unwrap();
     read(good.as_bytes()).unwrap();
     let lines = good.split_inclusive('\n').collect::<Vec<_>>();
     let body = lines[..lines.len() - 1].concat();
     let refused = |from: &str, to: &str| {
         assert!(body.contains(from), "{from}");
-        assert!(
-            read(&sealed(&body.replacen(from, to, 1))).is_err(),
-            "{from} -> {to}"
-        );
+        assert!(read(&sealed(&body.replacen(from, to, 1))).is_err(), "{from} -> {to}");
     };
     for version in ["0", "3", "\"1\"", "1.0", "-1", "99999999999999999999", ""] {
         refused("Version\": 1", &format!("Version\": {version}"));
     }
     // A version 1 manifest never names the cluster, and a version 2 one always does.
-    refused(
-        "Version\": 1,\n",
-        "Version\": 1,\n\"System-Identifier\": 7,\n",
-    );
+    refused("Version\": 1,\n", "Version\": 1,\n\"System-Identifier\": 7,\n");
     refused("Version\": 1", "Version\": 2");
     refused("\"Files\": [", "\"Files\": {");
     refused("\"Files\": [\n", "\"Files\": 7,\n");
@@ -295,23 +215,11 @@ fn f09_wrong_layouts_are_refused() {
     refused("},\n{ \"Path\"", "}\n{ \"Path\"");
     refused("}\n],\n\"WAL", "},\n],\n\"WAL");
     refused("},\n{ \"Timeline\"", "}\n{ \"Timeline\"");
-    refused(
-        "}\n],\n\"WAL-Ranges\"",
-        "}\n],\n\"Extra\": 1,\n\"WAL-Ranges\"",
-    );
+    refused("}\n],\n\"WAL-Ranges\"", "}\n],\n\"Extra\": 1,\n\"WAL-Ranges\"");
     refused("\n", "\r\n");
     refused("\"Files\"", " \"Files\"");
-    for (number, line) in lines
-        .iter()
-        .enumerate()
-        .filter(|(_, line)| !line.starts_with("{ \"Path\""))
-    {
-        let without: String = lines
-            .iter()
-            .enumerate()
-            .filter(|(n, _)| *n != number)
-            .map(|(_, l)| *l)
-            .collect();
+    for (number, line) in lines.iter().enumerate().filter(|(_, line)| !line.starts_with("{ \"Path\"")) {
+        let without: String = lines.iter().enumerate().filter(|(n, _)| *n != number).map(|(_, l)| *l).collect();
         assert!(read(without.as_bytes()).is_err(), "{line}");
     }
     for text in ["", "\n", "{}", "{}\n", "[]\n", "{", "null\n", "7\n"] {
@@ -326,52 +234,26 @@ fn f09_a_wrong_checksum_is_refused() {
     let text = std::str::from_utf8(&content).unwrap();
     // A change that leaves every line well-formed is caught by the checksum alone.
     let size = text.replacen("\"Size\": ", "\"Size\": 1", 1);
-    assert!(matches!(
-        read(size.as_bytes()),
-        Err(ManifestError::Checksum)
-    ));
+    assert!(matches!(read(size.as_bytes()), Err(ManifestError::Checksum)));
     let at = text.find("Manifest-Checksum\": \"").unwrap() + 21;
-    for (digits, written) in [
-        (64, "0".repeat(64)),
-        (1, "x".to_owned()),
-        (1, String::new()),
-        (64, String::new()),
-    ] {
+    for (digits, written) in [(64, "0".repeat(64)), (1, "x".to_owned()), (1, String::new()), (64, String::new())] {
         let mut wrong = text.to_owned();
         wrong.replace_range(at..at + digits, &written);
         assert!(read(wrong.as_bytes()).is_err());
     }
-    assert!(matches!(
-        read(&content[..content.len() - 1]),
-        Err(ManifestError::CutShort { .. })
-    ));
-    assert!(matches!(
-        read(&[&content[..], b"\n"].concat()),
-        Err(ManifestError::BytesAfterEnd)
-    ));
+    assert!(matches!(read(&content[..content.len() - 1]), Err(ManifestError::CutShort { .. })));
+    assert!(matches!(read(&[&content[..], b"\n"].concat()), Err(ManifestError::BytesAfterEnd)));
 }
 
 #[test]
 fn lines_are_bounded() {
     let long = FILE.replace("base/1/2", &"a/".repeat(10_000));
-    assert!(matches!(
-        one_file(&long),
-        Err(ManifestError::LineTooLong { line: 3, .. })
-    ));
+    assert!(matches!(one_file(&long), Err(ManifestError::LineTooLong { line: 3, .. })));
     // A path that uses every byte it may, each escaped as long as can be.
     let path = format!("{}{}", "\\u0001".repeat(255), "/\\u0001".repeat(384));
-    assert_eq!(
-        one_file(&FILE.replace("base/1/2", &path))
-            .unwrap()
-            .path
-            .len(),
-        1023
-    );
+    assert_eq!(one_file(&FILE.replace("base/1/2", &path)).unwrap().path.len(), 1023);
     let endless = std::io::BufReader::new(std::io::repeat(b'a'));
-    assert!(matches!(
-        ManifestReader::new(endless),
-        Err(ManifestError::LineTooLong { .. })
-    ));
+    assert!(matches!(ManifestReader::new(endless), Err(ManifestError::LineTooLong { .. })));
 }
 
 #[test]

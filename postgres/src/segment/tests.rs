@@ -21,32 +21,12 @@ fn any_segment() -> impl Strategy<Value = SegmentName> {
 
 #[test]
 fn a51_settings_of_every_size_are_read() {
-    for (text, mebibytes) in [
-        ("1MB", 1),
-        ("16MB", 16),
-        ("64MB", 64),
-        ("1GB", 1024),
-        ("1024kB", 1),
-        ("16777216", 16),
-    ] {
-        assert_eq!(
-            SegmentSize::from_setting(text),
-            Ok(size(mebibytes)),
-            "{text}"
-        );
+    for (text, mebibytes) in [("1MB", 1), ("16MB", 16), ("64MB", 64), ("1GB", 1024), ("1024kB", 1), ("16777216", 16)] {
+        assert_eq!(SegmentSize::from_setting(text), Ok(size(mebibytes)), "{text}");
     }
-    for text in [
-        "",
-        "MB",
-        "16mb",
-        "16 MB",
-        "-16MB",
-        "3MB",
-        "512kB",
-        "2GB",
-        "99999999999999999999GB",
-        "18446744073709551615GB",
-    ] {
+    for text in
+        ["", "MB", "16mb", "16 MB", "-16MB", "3MB", "512kB", "2GB", "99999999999999999999GB", "18446744073709551615GB"]
+    {
         assert!(SegmentSize::from_setting(text).is_err(), "{text:?}");
     }
 }
@@ -74,13 +54,7 @@ fn the_next_segment_carries_into_the_log() {
     assert_eq!(last.next(size(16)).previous(size(16)), Some(last));
     assert_eq!(last.end(size(16)), Lsn::new(1 << 32));
     assert!(last.is_valid_for(size(16)) && !last.is_valid_for(size(64)));
-    assert_eq!(
-        "000000010000000000000000"
-            .parse::<SegmentName>()
-            .unwrap()
-            .previous(size(16)),
-        None
-    );
+    assert_eq!("000000010000000000000000".parse::<SegmentName>().unwrap().previous(size(16)), None);
 }
 
 #[test]
@@ -98,21 +72,9 @@ fn b18_every_kind_of_name_is_told_apart() {
     let segment: SegmentName = "0000000A00000001000000FE".parse().unwrap();
     let names = [
         ("0000000A00000001000000FE", WalFileName::Segment(segment)),
-        (
-            "0000000A00000001000000FE.partial",
-            WalFileName::Partial(segment),
-        ),
-        (
-            "0000000A00000001000000FE.00000028.backup",
-            WalFileName::BackupHistory {
-                segment,
-                offset: 0x28,
-            },
-        ),
-        (
-            "0000000A.history",
-            WalFileName::History(TimelineId::new(10).unwrap()),
-        ),
+        ("0000000A00000001000000FE.partial", WalFileName::Partial(segment)),
+        ("0000000A00000001000000FE.00000028.backup", WalFileName::BackupHistory { segment, offset: 0x28 }),
+        ("0000000A.history", WalFileName::History(TimelineId::new(10).unwrap())),
     ];
     for (text, name) in names {
         assert_eq!(text.parse(), Ok(name));

@@ -1,0 +1,4 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod real;
+mod synthetic;
