@@ -33,6 +33,6 @@ fn a_running_program_is_waited_for_and_killed() {
 fn the_programs_of_pgark_are_built_and_the_test_user_may_run_them() {
     for name in ["pgark-agent", "pgark-archive-command", "pgark-restore"] {
         let outcome = Program::at(&program_path(name)).arg("--version").as_test_user().succeed();
-        assert!(outcome.stdout.starts_with(name), "{}", outcome.stdout);
+        assert!(outcome.stdout.starts_with(name), "{name} --version printed {:?}", outcome.stdout);
     }
 }
