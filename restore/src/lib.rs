@@ -1,1 +1,39 @@
-//! (being written)
+//! Lists, plans and restores: everything of pgark that only reads the repository.
+//!
+//! A restore decides first and acts then. [`Catalogue`] is what the repository holds, [`plan`] chooses backup,
+//! timelines and WAL without reading more, [`prove`] asks the WAL itself whether the target will be met, [`survey`]
+//! proves the backup's lists, the destination is checked, and only [`extract`] writes.
+
+mod base;
+mod catalogue;
+mod damage;
+mod destination;
+mod extract;
+mod fetch_wal;
+mod judge;
+mod list;
+mod plan;
+mod reach;
+mod recovery_settings;
+mod show;
+mod survey;
+mod target;
+mod wal;
+mod windows;
+
+pub use base::{BaseArguments, base};
+pub use catalogue::{Catalogue, CatalogueError};
+pub use destination::{
+    Destination, DestinationError, DestinationRequest, PlacedTablespace, check as check_destination,
+};
+pub use extract::{ExtractError, Extraction, extract};
+pub use fetch_wal::{FetchError, Fetched, fetch_wal, fetch_wal_for_standby, system_identifier_of};
+pub use judge::judge;
+pub use list::{ListArguments, list};
+pub use plan::{PathStep, PlanError, PlanJson, PlannedSegment, Request, RestorePlan, StopPoint, plan};
+pub use reach::{ReachError, last_transaction, prove};
+pub use recovery_settings::{Archiving, RecoveryMode, RecoverySettings, RestoreCommand};
+pub use show::{ShowArguments, show};
+pub use survey::{Survey, survey};
+pub use target::{RecoveryTarget, Target, TargetAction, TargetError, TargetOptions, TargetTimeline};
+pub use wal::{WalArguments, wal};

@@ -1,0 +1,350 @@
+//! `pgark-restore base`: plan, prove, check the place, restore.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Args;
+use pgark_command::{
+    Configuration, Environment, ExitCode, GlobalOptions, Progress, ProgressDisplay, Report, Scheme, Side, TargetTime,
+    configuration_path, format_duration, machine_zone, open_repository,
+};
+use pgark_postgres::SystemIdentifier;
+use pgark_repository::{BackupId, ClusterRepository};
+use serde::Serialize;
+
+use crate::catalogue::Catalogue;
+use crate::destination::{self, Destination, DestinationRequest};
+use crate::extract::{Extraction, extract};
+use crate::plan::{PlanJson, Request, RestorePlan, plan};
+use crate::reach::{ReachError, prove};
+use crate::recovery_settings::{Archiving, RecoveryMode, RecoverySettings, RestoreCommand};
+use crate::survey::{Survey, survey};
+use crate::target::{RecoveryTarget, TargetAction, TargetOptions};
+
+/// Arguments of `base`.
+#[derive(Args, Debug)]
+pub struct BaseArguments {
+    /// Restore into DIR, which must be absent or empty
+    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
+    to: Option<PathBuf>,
+
+    #[command(flatten)]
+    target: TargetArguments,
+
+    /// Put the tablespace OID into DIR [default: where it was]
+    #[arg(long = "tablespace", value_name = "OID=DIR", value_parser = parse_tablespace)]
+    tablespaces: Vec<(u32, PathBuf)>,
+
+    /// Make a standby, which goes on following its primary and the archive
+    #[arg(long)]
+    standby: bool,
+
+    /// Use this backup [default: the newest one that ends before the target]
+    #[arg(long, value_name = "ID")]
+    backup: Option<BackupId>,
+
+    /// Restore the cluster with this system identifier [default: the one with the newest backup]
+    #[arg(long, value_name = "NUMBER")]
+    system_identifier: Option<SystemIdentifier>,
+
+    /// Whether the restored server archives its WAL [default: off; with --standby: keep]
+    ///
+    /// A restored copy would write into the archive of the original. When the copy takes the place of the original,
+    /// turn archiving on again: ALTER SYSTEM RESET archive_mode, then restart.
+    #[arg(long, value_enum, value_name = "MODE")]
+    archive_mode: Option<Archiving>,
+
+    /// Read N parts at once [default: restore.jobs of the configuration]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    jobs: Option<u16>,
+
+    /// Print the plan and touch nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Print the plan as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where recovery ends. The options carry the names of PostgreSQL's settings.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Target options (none: the end of the archive)")]
+struct TargetArguments {
+    /// Stop before the first transaction that ended after TIME; without an offset, TIME is in this machine's zone
+    #[arg(long, value_name = "TIME")]
+    target_time: Option<String>,
+
+    /// Stop at the position LSN, like 16/B374D848
+    #[arg(long, value_name = "LSN")]
+    target_lsn: Option<String>,
+
+    /// Stop when the transaction XID has ended
+    #[arg(long, value_name = "XID")]
+    target_xid: Option<String>,
+
+    /// Stop at the restore point NAME, made by pg_create_restore_point()
+    #[arg(long, value_name = "NAME")]
+    target_name: Option<String>,
+
+    /// Stop as soon as the backup is consistent
+    #[arg(long)]
+    target_immediate: bool,
+
+    /// Stop just before the target instead of just after it
+    #[arg(long)]
+    target_exclusive: bool,
+
+    /// Follow this timeline: latest, current (that of the backup) or a decimal number
+    #[arg(long, value_name = "TIMELINE")]
+    target_timeline: Option<String>,
+
+    /// What to do at the target [default: pause]
+    #[arg(long, value_enum, value_name = "ACTION")]
+    target_action: Option<TargetAction>,
+}
+
+fn parse_tablespace(text: &str) -> Result<(u32, PathBuf), String> {
+    let (oid, directory) = text.split_once('=').ok_or("expected OID=DIR, like 16385=/srv/fast")?;
+    let oid = oid.parse().map_err(|_| format!("`{oid}` is not the OID of a tablespace"))?;
+    if directory.is_empty() {
+        return Err("the directory is missing".to_owned());
+    }
+    Ok((oid, PathBuf::from(directory)))
+}
+
+/// What is printed with `--json`.
+#[derive(Serialize)]
+struct BaseJson {
+    plan: PlanJson,
+    directory: Option<PathBuf>,
+    archive_mode: &'static str,
+    signal_file: &'static str,
+    restored: bool,
+}
+
+/// Runs the command.
+pub async fn base(
+    options: &GlobalOptions,
+    environment: &Environment,
+    configuration: &Configuration,
+    arguments: &BaseArguments,
+) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let target = arguments.target.parse()?;
+    let chosen = options.repository(environment, configuration)?;
+    let repository = open_repository(chosen, Side::Reading)?;
+    let loaded = Catalogue::load(&repository, &configuration.cluster.name, arguments.system_identifier);
+    let (catalogue, place) = loaded.await.context("read the repository")?;
+    let request = Request { target, backup: arguments.backup.clone() };
+    let plan = prove_one(&catalogue, &place, request).await?;
+    let survey = survey(&place, &plan.backup).await.with_context(|| format!("read the backup {}", plan.backup.id))?;
+    let settings = recovery_settings(arguments, options, environment, &plan)?;
+    let auto_conf = settings.apply(&survey.auto_conf).context("write the recovery settings")?;
+    let destination = match &arguments.to {
+        None => None,
+        Some(directory) => {
+            let local = (chosen.scheme == Scheme::File).then(|| chosen.url.trim_start_matches("file://"));
+            let request = DestinationRequest {
+                directory,
+                tablespaces: &arguments.tablespaces,
+                repository: local.map(AsRef::as_ref),
+            };
+            Some(destination::check(&request, &plan.backup, &survey)?)
+        }
+    };
+    let output = Output { json: arguments.json, plan: &plan, settings: &settings };
+    output.plan(destination.as_ref())?;
+    let Some(destination) = destination.filter(|_| !arguments.dry_run) else {
+        output.finish(arguments.to.clone(), false)?;
+        return Ok(ExitCode::Done);
+    };
+    let directory = destination.directory.clone();
+    let jobs = arguments.jobs.map_or(configuration.restore.workers().get(), usize::from);
+    restore(options, place, &plan, survey, destination, auto_conf, settings.mode, jobs).await.with_context(|| {
+        format!("restore into {} (it cannot be started; remove it before the next attempt)", directory.display())
+    })?;
+    output.finish(Some(directory.clone()), true)?;
+    if !arguments.json {
+        output.next_steps(&directory, started)?;
+    }
+    Ok(ExitCode::Done)
+}
+
+/// Plans, and where only WAL can tell which backup serves, goes back from the newest one.
+async fn prove_one(
+    catalogue: &Catalogue,
+    place: &ClusterRepository,
+    mut request: Request,
+) -> anyhow::Result<RestorePlan> {
+    let mut planned = plan(catalogue, &request)?;
+    let older = std::mem::take(&mut planned.older);
+    let first = match prove(place, &mut planned).await {
+        Ok(()) => return Ok(planned),
+        Err(error @ (ReachError::XidNotFound { .. } | ReachError::NameNotFound { .. })) => error,
+        Err(error) => return Err(error.into()),
+    };
+    for id in older {
+        request.backup = Some(id);
+        let mut planned = plan(catalogue, &request)?;
+        match prove(place, &mut planned).await {
+            Ok(()) => return Ok(planned),
+            Err(ReachError::XidNotFound { .. } | ReachError::NameNotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(first.into())
+}
+
+fn recovery_settings(
+    arguments: &BaseArguments,
+    options: &GlobalOptions,
+    environment: &Environment,
+    plan: &RestorePlan,
+) -> anyhow::Result<RecoverySettings> {
+    let mode = if arguments.standby { RecoveryMode::Standby } else { RecoveryMode::Recovery };
+    let config = configuration_path(options.config.as_deref(), environment);
+    let usual = if arguments.standby { Archiving::Keep } else { Archiving::Off };
+    // A standby must find timelines that do not exist yet; a recovery goes where the plan says.
+    let follows = arguments.standby && plan.timeline_is_latest && plan.target.stop == RecoveryTarget::EndOfArchive;
+    Ok(RecoverySettings {
+        target: plan.target.clone(),
+        timeline: (!follows).then_some(plan.timeline),
+        mode,
+        archiving: arguments.archive_mode.unwrap_or(usual),
+        command: RestoreCommand {
+            program: std::env::current_exe().context("find out the path of this program")?,
+            config: std::path::absolute(&config).with_context(|| format!("make {} absolute", config.display()))?,
+            repository: plan.repository.clone(),
+            system_identifier: plan.backup.server.system_identifier,
+        },
+    })
+}
+
+#[expect(clippy::too_many_arguments, reason = "the one place where everything comes together")]
+async fn restore(
+    options: &GlobalOptions,
+    repository: ClusterRepository,
+    plan: &RestorePlan,
+    survey: Survey,
+    destination: Destination,
+    auto_conf: Vec<u8>,
+    mode: RecoveryMode,
+    jobs: usize,
+) -> anyhow::Result<()> {
+    let progress = Progress::start("restore", ProgressDisplay::detect(options));
+    progress.set_total(survey.bytes);
+    let extraction = Extraction {
+        repository,
+        backup: plan.backup.clone(),
+        survey,
+        destination,
+        auto_conf,
+        signal_file: mode.signal_file(),
+        jobs,
+        progress: Arc::new(progress),
+    };
+    Ok(extract(extraction).await?)
+}
+
+impl TargetArguments {
+    fn parse(&self) -> anyhow::Result<crate::target::Target> {
+        let time = match &self.target_time {
+            None => None,
+            Some(text) => Some(TargetTime::parse(text, machine_zone).context("--target-time")?),
+        };
+        let options = TargetOptions {
+            time,
+            lsn: self.target_lsn.clone(),
+            xid: self.target_xid.clone(),
+            name: self.target_name.clone(),
+            immediate: self.target_immediate,
+            exclusive: self.target_exclusive,
+            timeline: self.target_timeline.clone(),
+            action: self.target_action,
+        };
+        Ok(options.parse()?)
+    }
+}
+
+struct Output<'o> {
+    json: bool,
+    plan: &'o RestorePlan,
+    settings: &'o RecoverySettings,
+}
+
+impl Output<'_> {
+    fn archive_mode(&self) -> &'static str {
+        match self.settings.archiving {
+            Archiving::Off => "off",
+            Archiving::Keep => "keep",
+        }
+    }
+
+    fn plan(&self, destination: Option<&Destination>) -> anyhow::Result<()> {
+        if self.json {
+            return Ok(());
+        }
+        let mut report = Report::to_stdout();
+        write!(report, "{}", self.plan)?;
+        if let Some(destination) = destination {
+            writeln!(report, "into        {}", destination.directory.display())?;
+            for tablespace in &destination.tablespaces {
+                if let Some(location) = &tablespace.location {
+                    writeln!(report, "tablespace  {} in {}", tablespace.oid, location.display())?;
+                }
+            }
+        }
+        let archiving = match self.settings.archiving {
+            Archiving::Off => "off in the restored cluster",
+            Archiving::Keep => "as in the backup",
+        };
+        writeln!(report, "archiving   {archiving}")?;
+        Ok(report.flush()?)
+    }
+
+    fn finish(&self, directory: Option<PathBuf>, restored: bool) -> anyhow::Result<()> {
+        if !self.json {
+            return Ok(());
+        }
+        let body = BaseJson {
+            plan: PlanJson::from(self.plan),
+            directory,
+            archive_mode: self.archive_mode(),
+            signal_file: self.settings.mode.signal_file(),
+            restored,
+        };
+        Ok(Report::to_stdout().json("base", &body)?)
+    }
+
+    fn next_steps(&self, directory: &std::path::Path, started: Instant) -> anyhow::Result<()> {
+        let mut report = Report::to_stdout();
+        writeln!(
+            report,
+            "restored    in {}; start PostgreSQL {} on {} to begin recovery",
+            format_duration(started.elapsed()),
+            self.plan.backup.server.major(),
+            directory.display()
+        )?;
+        let pauses = self.plan.target.stop != RecoveryTarget::EndOfArchive
+            && self.plan.target.action == TargetAction::Pause
+            && self.settings.mode == RecoveryMode::Recovery;
+        if pauses {
+            writeln!(
+                report,
+                "            at the target it pauses: SELECT pg_wal_replay_resume() opens it for writing"
+            )?;
+        }
+        if self.settings.archiving == Archiving::Off {
+            writeln!(
+                report,
+                "            if it takes the place of the original: ALTER SYSTEM RESET archive_mode, restart, and take \
+                 a new backup"
+            )?;
+        }
+        Ok(report.flush()?)
+    }
+}

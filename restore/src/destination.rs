@@ -1,0 +1,319 @@
+//! Where a restore goes, checked before anything is touched.
+//!
+//! A restore creates; it never overwrites and never removes what it did not create. So the data directory and each
+//! tablespace must be absent or empty, belong to the user at work, lie apart from each other, from other data
+//! directories and from the repository. Root is refused: PostgreSQL does not run as root and would not start on files
+//! of root.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use pgark_command::format_size;
+use pgark_repository::Backup;
+use thiserror::Error;
+
+use crate::survey::Survey;
+
+/// Exists while a restore is under way, and after one that was interrupted.
+pub(crate) const MARKER: &str = "pgark.restoring";
+
+/// What the user asks for.
+#[derive(Clone, Debug)]
+pub struct DestinationRequest<'r> {
+    pub directory: &'r Path,
+    /// Where tablespaces go that shall not go back to where they were.
+    pub tablespaces: &'r [(u32, PathBuf)],
+    /// The directory of a local repository.
+    pub repository: Option<&'r Path>,
+}
+
+/// A place for the data directory and for each tablespace, all of them absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    pub directory: PathBuf,
+    pub tablespaces: Vec<PlacedTablespace>,
+    /// What files and directories may allow at most: 0700, or 0750 where the source let its group read.
+    pub mode_mask: u32,
+}
+
+/// A tablespace and its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacedTablespace {
+    pub oid: u32,
+    /// Nothing for a tablespace that lies in the data directory itself.
+    pub location: Option<PathBuf>,
+    /// Whether that is not where it was.
+    pub is_moved: bool,
+}
+
+/// The place cannot be used. Nothing was touched.
+#[derive(Debug, Error)]
+pub enum DestinationError {
+    #[error("a restore must not run as root, because PostgreSQL refuses to start as root and on files of root")]
+    Root,
+    #[error("{} has a running server (postmaster.pid names process {pid})", .path.display())]
+    RunningServer { path: PathBuf, pid: u32 },
+    #[error("{} holds an interrupted restore", .path.display())]
+    Interrupted { path: PathBuf },
+    #[error("{} is not empty{}", .path.display(), if *.is_data_directory { ": it is a data directory" } else { "" })]
+    NotEmpty { path: PathBuf, is_data_directory: bool },
+    #[error("{} is not a directory", .path.display())]
+    NotADirectory { path: PathBuf },
+    #[error("{} belongs to user {owner}, and this is user {user}", .path.display())]
+    Owner { path: PathBuf, owner: u32, user: u32 },
+    #[error("{} lies in another data directory, {}", .path.display(), .other.display())]
+    InDataDirectory { path: PathBuf, other: PathBuf },
+    #[error("{} and {} lie in each other", .first.display(), .second.display())]
+    Nested { first: PathBuf, second: PathBuf },
+    #[error("{} is used for two tablespaces", .path.display())]
+    Twice { path: PathBuf },
+    #[error("tablespace {oid} is given twice")]
+    TablespaceTwice { oid: u32 },
+    #[error("the backup has no tablespace {oid}; it has {known}")]
+    UnknownTablespace { oid: u32, known: String },
+    #[error("tablespace {oid} lies in the data directory itself and cannot be moved")]
+    InPlace { oid: u32 },
+    #[error("tablespace {oid}: {} is not an absolute path without `.` and `..`", .path.display())]
+    NotAbsolute { oid: u32, path: PathBuf },
+    #[error("{} has {} free, and the restore needs {}", .path.display(), format_size(*.free), format_size(*.needed))]
+    NoSpace { path: PathBuf, free: u64, needed: u64 },
+    #[error("cannot look at {}", .path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+}
+
+impl DestinationError {
+    /// What the user can do.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Root => {
+                "run it as the user that will run the server, as in `sudo -u postgres pgark-restore base …`".to_owned()
+            }
+            Self::RunningServer { .. } => "stop that server, or restore into another directory".to_owned(),
+            Self::Interrupted { path } => {
+                format!("it cannot be started or resumed; remove {} and run the restore again", path.display())
+            }
+            Self::NotEmpty { path, .. } => {
+                format!("move {} away or remove it, or restore into another directory", path.display())
+            }
+            Self::NotADirectory { .. } | Self::InDataDirectory { .. } => "restore into another directory".to_owned(),
+            Self::Owner { .. } => "run it as that user, or change the owner of the directory".to_owned(),
+            Self::Nested { .. } | Self::Twice { .. } | Self::TablespaceTwice { .. } => {
+                "give each tablespace a directory of its own with --tablespace OID=DIR".to_owned()
+            }
+            Self::UnknownTablespace { .. } | Self::InPlace { .. } | Self::NotAbsolute { .. } => return None,
+            Self::NoSpace { .. } => "free some, or restore into another file system".to_owned(),
+            Self::Unreadable { .. } => return None,
+        })
+    }
+}
+
+/// Checks everything that can be checked without writing.
+pub fn check(
+    request: &DestinationRequest<'_>,
+    backup: &Backup,
+    survey: &Survey,
+) -> Result<Destination, DestinationError> {
+    let user = rustix::process::geteuid().as_raw();
+    if user == 0 {
+        return Err(DestinationError::Root);
+    }
+    let directory = resolve(request.directory)?;
+    check_place(&directory, user)?;
+    check_surroundings(&directory)?;
+    let tablespaces = place_tablespaces(request.tablespaces, backup, survey)?;
+    let mut places = vec![directory.clone()];
+    for location in tablespaces.iter().filter_map(|tablespace| tablespace.location.as_deref()) {
+        let place = resolve(location)?;
+        check_place(&place, user).map_err(|error| explain_tablespace(error, location))?;
+        if places.contains(&place) {
+            return Err(DestinationError::Twice { path: place });
+        }
+        places.push(place);
+    }
+    if let Some(repository) = request.repository {
+        places.push(resolve(repository)?);
+    }
+    for (index, first) in places.iter().enumerate() {
+        if let Some(second) = places.iter().skip(index + 1).find(|second| nested(first, second)) {
+            return Err(DestinationError::Nested { first: first.clone(), second: second.clone() });
+        }
+    }
+    check_space(&directory, &tablespaces, survey)?;
+    // The mode comes as octal digits; anything but "the group may read" means "nobody else may".
+    let mode_mask = match u32::from_str_radix(&backup.server.data_directory_mode, 8) {
+        Ok(mode) if mode & 0o050 == 0o050 => 0o750,
+        _ => 0o700,
+    };
+    Ok(Destination { directory, tablespaces, mode_mask })
+}
+
+/// Makes a path absolute and follows the links in what exists of it.
+fn resolve(path: &Path) -> Result<PathBuf, DestinationError> {
+    let unreadable = |source| DestinationError::Unreadable { path: path.to_path_buf(), source };
+    let absolute = std::path::absolute(path).map_err(unreadable)?;
+    if absolute.components().any(|component| component == Component::ParentDir) && !absolute.exists() {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "`..` in a path that does not exist");
+        return Err(unreadable(source));
+    }
+    let mut missing: Vec<OsString> = Vec::new();
+    let mut existing = absolute.as_path();
+    loop {
+        match existing.canonicalize() {
+            Ok(mut resolved) => {
+                resolved.extend(missing.iter().rev());
+                return Ok(resolved);
+            }
+            // A dangling link is there, and nothing can be created under its name.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && existing.symlink_metadata().is_err() => {
+                let (Some(parent), Some(name)) = (existing.parent(), existing.file_name()) else {
+                    return Err(unreadable(error));
+                };
+                missing.push(name.to_owned());
+                existing = parent;
+            }
+            Err(error) => return Err(unreadable(error)),
+        }
+    }
+}
+
+/// A place must be absent, or an empty directory of this user.
+fn check_place(path: &Path, user: u32) -> Result<(), DestinationError> {
+    let unreadable = |source| DestinationError::Unreadable { path: path.to_path_buf(), source };
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(unreadable(error)),
+    };
+    if !metadata.is_dir() {
+        return Err(DestinationError::NotADirectory { path: path.to_path_buf() });
+    }
+    if std::fs::read_dir(path).map_err(unreadable)?.next().is_some() {
+        return Err(occupied(path));
+    }
+    if metadata.uid() != user {
+        return Err(DestinationError::Owner { path: path.to_path_buf(), owner: metadata.uid(), user });
+    }
+    Ok(())
+}
+
+/// Says in what way a directory is not empty.
+fn occupied(path: &Path) -> DestinationError {
+    let path = path.to_path_buf();
+    if let Some(pid) = running_server(&path) {
+        return DestinationError::RunningServer { path, pid };
+    }
+    let is_data_directory = path.join("PG_VERSION").exists();
+    if path.join(MARKER).exists() || is_data_directory && !path.join("global/pg_control").exists() {
+        return DestinationError::Interrupted { path };
+    }
+    DestinationError::NotEmpty { path, is_data_directory }
+}
+
+/// The process in `postmaster.pid`. Whether it still lives cannot be told from another container, so it counts.
+fn running_server(path: &Path) -> Option<u32> {
+    let content = std::fs::read_to_string(path.join("postmaster.pid")).ok()?;
+    content.lines().next()?.trim().parse().ok()
+}
+
+fn check_surroundings(directory: &Path) -> Result<(), DestinationError> {
+    match directory.ancestors().skip(1).find(|ancestor| ancestor.join("PG_VERSION").exists()) {
+        Some(other) => {
+            Err(DestinationError::InDataDirectory { path: directory.to_path_buf(), other: other.to_path_buf() })
+        }
+        None => Ok(()),
+    }
+}
+
+fn place_tablespaces(
+    given: &[(u32, PathBuf)],
+    backup: &Backup,
+    survey: &Survey,
+) -> Result<Vec<PlacedTablespace>, DestinationError> {
+    for (index, (oid, path)) in given.iter().enumerate() {
+        if given.iter().skip(index + 1).any(|(other, _)| other == oid) {
+            return Err(DestinationError::TablespaceTwice { oid: *oid });
+        }
+        match backup.tablespaces.iter().find(|tablespace| tablespace.oid == *oid) {
+            None => {
+                let known: Vec<String> = backup
+                    .tablespaces
+                    .iter()
+                    .map(|tablespace| format!("{} ({})", tablespace.oid, tablespace.location))
+                    .collect();
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                return Err(DestinationError::UnknownTablespace { oid: *oid, known });
+            }
+            Some(tablespace) if tablespace.in_place => return Err(DestinationError::InPlace { oid: *oid }),
+            Some(_) => check_absolute(*oid, path)?,
+        }
+    }
+    let mut placed = Vec::new();
+    for tablespace in &backup.tablespaces {
+        let oid = tablespace.oid;
+        let original = survey.tablespaces.path(oid).map(|path| PathBuf::from(OsString::from_vec(path.to_vec())));
+        let location = match given.iter().find(|(other, _)| *other == oid) {
+            Some((_, path)) => Some(path.clone()),
+            None => original.clone(),
+        };
+        if let Some(location) = &location {
+            check_absolute(oid, location)?;
+        }
+        let is_moved = location != original;
+        placed.push(PlacedTablespace { oid, location, is_moved });
+    }
+    Ok(placed)
+}
+
+fn check_absolute(oid: u32, path: &Path) -> Result<(), DestinationError> {
+    let is_plain = path.as_os_str().as_bytes().split(|&byte| byte == b'/').all(|part| part != b"." && part != b"..");
+    if path.is_absolute() && is_plain && path.parent().is_some() {
+        Ok(())
+    } else {
+        Err(DestinationError::NotAbsolute { oid, path: path.to_path_buf() })
+    }
+}
+
+/// A tablespace that lies where it was on the same machine: the way out is to put it elsewhere.
+fn explain_tablespace(error: DestinationError, location: &Path) -> DestinationError {
+    match error {
+        DestinationError::Interrupted { .. } => {
+            DestinationError::NotEmpty { path: location.to_path_buf(), is_data_directory: false }
+        }
+        other => other,
+    }
+}
+
+fn nested(first: &Path, second: &Path) -> bool {
+    first.starts_with(second) || second.starts_with(first)
+}
+
+/// Sums what each file system has to take.
+fn check_space(directory: &Path, tablespaces: &[PlacedTablespace], survey: &Survey) -> Result<(), DestinationError> {
+    let outside = |tablespace: &&PlacedTablespace| tablespace.location.is_some();
+    let bytes_of = |oid: u32| survey.tablespace_bytes.get(&oid).copied().unwrap_or(0);
+    let elsewhere: u64 = tablespaces.iter().filter(outside).map(|tablespace| bytes_of(tablespace.oid)).sum();
+    let mut loads: Vec<(u64, PathBuf, u64)> = Vec::new();
+    let places =
+        tablespaces.iter().filter_map(|tablespace| Some((tablespace.location.as_deref()?, bytes_of(tablespace.oid))));
+    for (path, bytes) in std::iter::once((directory, survey.bytes.saturating_sub(elsewhere))).chain(places) {
+        let Some(existing) = path.ancestors().find(|ancestor| ancestor.exists()) else { continue };
+        let unreadable = |source| DestinationError::Unreadable { path: existing.to_path_buf(), source };
+        let device = std::fs::metadata(existing).map_err(unreadable)?.dev();
+        match loads.iter_mut().find(|(other, _, _)| *other == device) {
+            Some((_, _, sum)) => *sum += bytes,
+            None => loads.push((device, existing.to_path_buf(), bytes)),
+        }
+    }
+    for (_, path, needed) in loads {
+        let stat = rustix::fs::statvfs(&path)
+            .map_err(|error| DestinationError::Unreadable { path: path.clone(), source: error.into() })?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free < needed {
+            return Err(DestinationError::NoSpace { path, free, needed });
+        }
+    }
+    Ok(())
+}

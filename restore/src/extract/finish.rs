@@ -1,0 +1,170 @@
+//! The end of a restore: links, settings, the signal file and the manifest; then everything is made durable; and only
+//! then `pg_control` gets its name, with which the cluster can be started.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, BufRead, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use pgark_postgres::{ManifestChecksum, TablespaceMap};
+use pgark_repository::OpenedObject;
+use rustix::fs::AtFlags;
+use sha2::{Digest, Sha256};
+
+use super::tree::{LastParent, Tree};
+use super::{ExtractError, Extraction, io_failure};
+use crate::damage::{damaged, reading_failed};
+use crate::destination::MARKER;
+use crate::survey::{AUTO_CONF, DigestReader, TABLESPACE_MAP, decompress};
+
+/// The name of `pg_control` until it is durable.
+const NEW_CONTROL_FILE: &str = "pg_control.pgark";
+/// The group may read where it may read everything else.
+const OWN_MODE: u32 = 0o640;
+
+pub(super) fn finish(extraction: &Extraction, tree: &Tree, manifest: OpenedObject) -> Result<(), ExtractError> {
+    let last = &mut LastParent::default();
+    let map = link_tablespaces(extraction, tree)?;
+    if let Some(map) = &map {
+        write_file(tree, last, TABLESPACE_MAP, map)?;
+    }
+    write_file(tree, last, AUTO_CONF, &extraction.auto_conf)?;
+    write_file(tree, last, extraction.signal_file.as_bytes(), b"")?;
+    write_manifest(extraction, tree, last, manifest, map.as_deref())?;
+    for root in tree.roots() {
+        // One call for each file system instead of one for each of many thousand files.
+        rustix::fs::syncfs(&root.handle).map_err(|error| io_failure("sync", &root.path, error))?;
+        sync_parent(&root.path)?;
+    }
+    remove_marker(tree)?;
+    publish_control_file(extraction, tree)
+}
+
+/// Makes the links of `pg_tblspc`. Returns the rewritten map where a tablespace has moved: the server makes the links
+/// of the map anew at its first start, and would lead them back to the original places.
+fn link_tablespaces(extraction: &Extraction, tree: &Tree) -> Result<Option<Vec<u8>>, ExtractError> {
+    let mut entries = Vec::new();
+    for tablespace in &extraction.destination.tablespaces {
+        let Some(location) = &tablespace.location else { continue };
+        tree.create_directory(b"pg_tblspc", 0o700)?;
+        let links = tree.open_directory("pg_tblspc")?;
+        let name = tablespace.oid.to_string();
+        rustix::fs::symlinkat(location, &links, &name).map_err(|error| {
+            io_failure("create the link", tree.shown(format!("pg_tblspc/{name}").as_bytes()), error)
+        })?;
+        entries.push((tablespace.oid, location.as_os_str().as_bytes().to_vec()));
+    }
+    if !extraction.destination.tablespaces.iter().any(|tablespace| tablespace.is_moved) {
+        return Ok(None);
+    }
+    let map = TablespaceMap::new(entries).map_err(|error| {
+        io_failure("write", tree.shown(TABLESPACE_MAP), io::Error::new(io::ErrorKind::InvalidInput, error))
+    })?;
+    Ok(Some(map.to_bytes()))
+}
+
+fn write_file(tree: &Tree, last: &mut LastParent, path: &[u8], content: &[u8]) -> Result<(), ExtractError> {
+    let mut file = tree.create_file(last, path, OWN_MODE)?;
+    file.write_all(content).map_err(|error| io_failure("write", tree.shown(path), error))
+}
+
+/// Writes the server's manifest byte for byte. Where the map of tablespaces was rewritten, its line and the checksum of
+/// the whole change with it, so that `pg_verifybackup` checks what is there.
+fn write_manifest(
+    extraction: &Extraction,
+    tree: &Tree,
+    last: &mut LastParent,
+    manifest: OpenedObject,
+    map: Option<&[u8]>,
+) -> Result<(), ExtractError> {
+    let key = extraction.repository.manifest_key(&extraction.backup);
+    let (mut input, digest) = DigestReader::new(decompress(&extraction.repository, &key, manifest)?);
+    let shown = tree.shown(b"backup_manifest");
+    let mut output = io::BufWriter::new(tree.create_file(last, b"backup_manifest", OWN_MODE)?);
+    let mut edit = map.map(ManifestEdit::new);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = input.read_until(b'\n', &mut line);
+        if read.map_err(|error| reading_failed(&extraction.repository, &key, error))? == 0 {
+            break;
+        }
+        if let Some(edit) = &mut edit {
+            edit.apply(&mut line).map_err(|reason| damaged(&extraction.repository, &key, reason))?;
+        }
+        output.write_all(&line).map_err(|error| io_failure("write", &shown, error))?;
+    }
+    output.flush().map_err(|error| io_failure("write", &shown, error))?;
+    Ok(digest.check(&extraction.repository, &key, &extraction.backup.manifest)?)
+}
+
+/// Puts another size and checksum of `tablespace_map` into a manifest, line by line.
+struct ManifestEdit<'m> {
+    map: &'m [u8],
+    digest: Sha256,
+}
+
+impl<'m> ManifestEdit<'m> {
+    fn new(map: &'m [u8]) -> Self {
+        Self { map, digest: Sha256::new() }
+    }
+
+    fn apply(&mut self, line: &mut Vec<u8>) -> Result<(), String> {
+        const ENTRY: &[u8] = b"{ \"Path\": \"tablespace_map\", ";
+        const CHECKSUM: &[u8] = b"\"Manifest-Checksum\": \"";
+        if line.starts_with(CHECKSUM) {
+            let digest: String = self.digest.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            *line = [CHECKSUM, digest.as_bytes(), b"\"}\n"].concat();
+            return Ok(());
+        }
+        if line.starts_with(ENTRY) {
+            let text = std::str::from_utf8(line).map_err(|error| error.to_string())?;
+            let size = self.map.len().to_string();
+            let checksum = ManifestChecksum::crc32c(crc32c::crc32c(self.map)).to_string();
+            let edited = replace_value(text, "\"Size\": ", ',', &size)
+                .and_then(|text| replace_value(&text, "\"Checksum\": \"", '"', &checksum))
+                .ok_or("the line of tablespace_map has no size or checksum")?;
+            *line = edited.into_bytes();
+        }
+        self.digest.update(&line);
+        Ok(())
+    }
+}
+
+fn replace_value(line: &str, before: &str, after: char, value: &str) -> Option<String> {
+    let (head, rest) = line.split_once(before)?;
+    let (_, tail) = rest.split_once(after)?;
+    Some(format!("{head}{before}{value}{after}{tail}"))
+}
+
+/// The entry of a root in the directory above it.
+fn sync_parent(path: &Path) -> Result<(), ExtractError> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let directory = File::open(parent).map_err(|error| io_failure("open", parent, error))?;
+    directory.sync_all().map_err(|error| io_failure("sync", parent, error))
+}
+
+fn remove_marker(tree: &Tree) -> Result<(), ExtractError> {
+    let root = tree.data();
+    rustix::fs::unlinkat(&root.handle, MARKER, AtFlags::empty())
+        .map_err(|error| io_failure("remove", root.path.join(MARKER), error))?;
+    rustix::fs::fsync(&root.handle).map_err(|error| io_failure("sync", &root.path, error))
+}
+
+/// The last step: from here on the cluster can be started.
+fn publish_control_file(extraction: &Extraction, tree: &Tree) -> Result<(), ExtractError> {
+    let shown = tree.shown(b"global/pg_control");
+    let temporary = format!("global/{NEW_CONTROL_FILE}");
+    let mut file = tree.create_file(&mut LastParent::default(), temporary.as_bytes(), OWN_MODE)?;
+    file.write_all(&extraction.survey.control_bytes).map_err(|error| io_failure("write", &shown, error))?;
+    file.sync_all().map_err(|error| io_failure("sync", &shown, error))?;
+    let global = tree.open_directory("global")?;
+    rustix::fs::renameat(&global, OsStr::new(NEW_CONTROL_FILE), &global, OsStr::new("pg_control"))
+        .map_err(|error| io_failure("create", &shown, error))?;
+    rustix::fs::fsync(&global).map_err(|error| io_failure("sync", &shown, error))
+}
+
+#[cfg(test)]
+#[path = "finish/tests.rs"]
+mod tests;

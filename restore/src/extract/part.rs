@@ -1,0 +1,204 @@
+//! One part: its frames are decompressed one by one, and what the tar archive in them holds is compared with the index
+//! member by member while the files are written.
+
+use std::fs::File;
+use std::io::{self, BufRead, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pgark_repository::{
+    ClusterRepository, FRAME_BYTES, IndexedMember, IndexedPart, ObjectKey, OpenedObject, TarMember,
+};
+use tokio::runtime::Handle;
+
+use super::tar_reader::TarReader;
+use super::tree::{LastParent, Tree};
+use super::{ExtractError, Extraction, Work, io_failure};
+use crate::damage::{damaged, reading_failed};
+use crate::destination::MARKER;
+use crate::survey::{AUTO_CONF, CONTROL_FILE, TABLESPACE_MAP};
+
+/// Asks of the source's own that the restored cluster must not follow; what it is to do is written at the end.
+const SIGNALS: [&[u8]; 2] = [b"recovery.signal", b"standby.signal"];
+
+/// Restores the files of a part.
+pub(super) fn restore_part(
+    extraction: &Extraction,
+    tree: &Tree,
+    runtime: &Handle,
+    work: &Work,
+    stop: &AtomicBool,
+) -> Result<(), ExtractError> {
+    let repository = &extraction.repository;
+    let key = repository.part_key(&extraction.backup, work.part.part);
+    let object = runtime.block_on(repository.open_object(&key))?;
+    let frames = FrameReader::new(object, &work.part).map_err(|error| reading_failed(repository, &key, error))?;
+    let mut part =
+        Part { extraction, tree, repository, key, tar: TarReader::new(frames), last_parent: LastParent::default() };
+    for member in &work.members {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        part.restore_member(member)?;
+    }
+    match part.next()? {
+        None => Ok(()),
+        Some(extra) => {
+            let name = String::from_utf8_lossy(&extra.path).into_owned();
+            Err(part.damaged(format!("it holds `{name}`, which the index does not list")))
+        }
+    }
+}
+
+struct Part<'p> {
+    extraction: &'p Extraction,
+    tree: &'p Tree,
+    repository: &'p ClusterRepository,
+    key: ObjectKey,
+    tar: TarReader<FrameReader>,
+    last_parent: LastParent,
+}
+
+impl Part<'_> {
+    fn damaged(&self, reason: impl Into<String>) -> ExtractError {
+        damaged(self.repository, &self.key, reason).into()
+    }
+
+    fn next(&mut self) -> Result<Option<TarMember>, ExtractError> {
+        self.tar.next_member().map_err(|error| reading_failed(self.repository, &self.key, error).into())
+    }
+
+    fn restore_member(&mut self, member: &IndexedMember) -> Result<(), ExtractError> {
+        let offset = self.tar.position();
+        let found = self.next()?;
+        let size = member.file.map(|file| file.size);
+        let fits = found.is_some_and(|found| found.path == member.path && found.size == size);
+        if !fits || offset != member.offset {
+            let name = String::from_utf8_lossy(&member.path);
+            return Err(self.damaged(format!("`{name}` is not where the index says, or not what it says")));
+        }
+        let Some(indexed) = member.file else { return Ok(()) };
+        let file = if self.is_held_back(&member.path) {
+            None
+        } else {
+            Some(self.tree.create_file(&mut self.last_parent, &member.path, member.mode)?)
+        };
+        let crc32c = self.copy(member, indexed.size, file)?;
+        if crc32c != indexed.crc32c {
+            let name = String::from_utf8_lossy(&member.path);
+            return Err(self.damaged(format!("`{name}` has another checksum than in the manifest")));
+        }
+        self.extraction.progress.advance(indexed.size);
+        Ok(())
+    }
+
+    /// Copies a file's content and returns its checksum.
+    fn copy(&mut self, member: &IndexedMember, size: u64, mut file: Option<File>) -> Result<u32, ExtractError> {
+        let mut crc32c = 0;
+        let mut write_error = None;
+        let copied = self.tar.read_content(size, |bytes| {
+            crc32c = crc32c::crc32c_append(crc32c, bytes);
+            match &mut file {
+                None => Ok(()),
+                Some(file) => file.write_all(bytes).map_err(|error| {
+                    let kind = error.kind();
+                    write_error = Some(error);
+                    kind.into()
+                }),
+            }
+        });
+        match (write_error, copied) {
+            (Some(error), _) => Err(io_failure("write", self.tree.shown(&member.path), error)),
+            (None, Err(error)) => Err(reading_failed(self.repository, &self.key, error).into()),
+            (None, Ok(())) => Ok(crc32c),
+        }
+    }
+
+    /// Files that are checked like all others, but written at the end, in another form, or not at all.
+    fn is_held_back(&self, path: &[u8]) -> bool {
+        let is_moved = self.extraction.destination.tablespaces.iter().any(|tablespace| tablespace.is_moved);
+        path == CONTROL_FILE
+            || path == AUTO_CONF
+            || path == TABLESPACE_MAP && is_moved
+            || path == MARKER.as_bytes()
+            || SIGNALS.contains(&path)
+    }
+}
+
+/// The raw bytes of a part, a frame at a time in one buffer.
+struct FrameReader {
+    object: OpenedObject,
+    lengths: std::vec::IntoIter<u32>,
+    raw_left: u64,
+    decompressor: zstd::bulk::Decompressor<'static>,
+    stored: Vec<u8>,
+    raw: Vec<u8>,
+    consumed: usize,
+}
+
+impl FrameReader {
+    fn new(object: OpenedObject, part: &IndexedPart) -> io::Result<Self> {
+        Ok(Self {
+            object,
+            lengths: part.frames.clone().into_iter(),
+            raw_left: part.raw_size,
+            decompressor: zstd::bulk::Decompressor::new()?,
+            stored: Vec::new(),
+            raw: Vec::with_capacity(FRAME_BYTES),
+            consumed: 0,
+        })
+    }
+
+    fn next_frame(&mut self) -> io::Result<()> {
+        let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+        self.raw.clear();
+        self.consumed = 0;
+        let Some(length) = self.lengths.next() else {
+            if self.raw_left > 0 {
+                return Err(invalid(format!("its frames end {} bytes early", self.raw_left)));
+            }
+            if self.object.read(&mut [0])? > 0 {
+                return Err(invalid("bytes follow its last frame".to_owned()));
+            }
+            return Ok(());
+        };
+        // Data that does not compress grows by a little.
+        if length as usize > FRAME_BYTES + FRAME_BYTES / 64 {
+            return Err(invalid(format!("a frame of {length} bytes is longer than any")));
+        }
+        self.stored.resize(length as usize, 0);
+        self.object.read_exact(&mut self.stored)?;
+        let expected = self.raw_left.min(FRAME_BYTES as u64);
+        let found = self
+            .decompressor
+            .decompress_to_buffer(&self.stored, &mut self.raw)
+            .map_err(|error| invalid(format!("a frame cannot be decompressed: {error}")))?;
+        if found as u64 != expected {
+            return Err(invalid(format!("a frame holds {found} bytes instead of {expected}")));
+        }
+        self.raw_left -= expected;
+        Ok(())
+    }
+}
+
+impl BufRead for FrameReader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.consumed == self.raw.len() {
+            self.next_frame()?;
+        }
+        Ok(&self.raw[self.consumed..])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.consumed = (self.consumed + count).min(self.raw.len());
+    }
+}
+
+impl Read for FrameReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&available[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}

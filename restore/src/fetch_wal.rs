@@ -1,0 +1,214 @@
+//! `pgark-restore wal %f %p`: fetches one file for `restore_command`.
+//!
+//! PostgreSQL believes a lot of the exit code. 0 says that the file is in its place, whole. 1 to 125 say that the file
+//! does not exist, and then recovery ends and the server is promoted, perhaps with hours of data missing. So 1 is kept
+//! for an absence that the store itself stated, in a repository that is really there: an unmounted directory states
+//! everything absent. All else ends above 125, which stops the server without harm. A standby is different: it asks
+//! again by itself and would be taken down by such a code, so for it faults are retried and then loudly reported as 1.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pgark_command::data_directory_of_wal_file;
+use pgark_postgres::{SegmentHeader, SegmentName, SystemIdentifier, WalFileName, WalPageError};
+use pgark_repository::{ClusterRepository, ErrorKind, RepositoryError};
+use thiserror::Error;
+
+/// What a standby waits before it tries again.
+const STANDBY_RETRIES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+
+/// How a fetch ended, when it did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// The file is in its place.
+    InPlace,
+    /// It is proven not to be in the archive.
+    Absent,
+}
+
+/// It is not known whether the file exists, or it could not be put into its place.
+#[derive(Debug, Error)]
+pub enum FetchError {
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    #[error(
+        "the repository `{repository}` holds nothing of the cluster `{cluster}` with system identifier \
+         {system_identifier}; is it mounted, and is it the right one?"
+    )]
+    EmptyRepository { repository: String, cluster: String, system_identifier: SystemIdentifier },
+    #[error("{name} in the repository `{repository}` is not the segment that its name says")]
+    WrongSegment {
+        name: SegmentName,
+        repository: String,
+        #[source]
+        source: WalPageError,
+    },
+    #[error("{name} in the repository `{repository}` is of the cluster {found}, not {expected}")]
+    OtherCluster { name: SegmentName, repository: String, found: SystemIdentifier, expected: SystemIdentifier },
+    #[error("cannot {operation} {}", .path.display())]
+    Io { operation: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl FetchError {
+    /// Whether a second try may help.
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Repository(error) => error.kind() == ErrorKind::Unavailable,
+            Self::EmptyRepository { .. } => true,
+            Self::WrongSegment { .. } | Self::OtherCluster { .. } | Self::Io { .. } => false,
+        }
+    }
+}
+
+/// Fetches a file for a server in recovery.
+pub async fn fetch_wal(
+    repository: &ClusterRepository,
+    name: WalFileName,
+    destination: &Path,
+) -> Result<Fetched, FetchError> {
+    let temporary = Temporary::create(destination)?;
+    let output = CheckedWriter { file: temporary.open()?, head: Vec::new(), size: 0 };
+    let Some(output) = repository.fetch_wal_file(&name, output).await? else {
+        prove_that_it_is_there(repository).await?;
+        return Ok(Fetched::Absent);
+    };
+    if let WalFileName::Segment(segment) | WalFileName::Partial(segment) = name {
+        check_segment(repository, segment, &output)?;
+    }
+    let published = tokio::task::spawn_blocking(move || temporary.publish(&output.file)).await;
+    published.unwrap_or_else(|error| {
+        Err(FetchError::Io { operation: "write", path: PathBuf::from("the file"), source: io::Error::other(error) })
+    })?;
+    Ok(Fetched::InPlace)
+}
+
+/// Fetches a file for a standby: tries again for a while when the archive cannot be asked.
+pub async fn fetch_wal_for_standby(
+    repository: &ClusterRepository,
+    name: WalFileName,
+    destination: &Path,
+) -> Result<Fetched, FetchError> {
+    for wait in STANDBY_RETRIES {
+        match fetch_wal(repository, name, destination).await {
+            Err(error) if error.is_transient() => {
+                tracing::warn!(file = %name, error = &error as &dyn std::error::Error, "fetching failed; trying again");
+                tokio::time::sleep(wait).await;
+            }
+            other => return other,
+        }
+    }
+    fetch_wal(repository, name, destination).await
+}
+
+/// The system identifier of the server that asks.
+pub fn system_identifier_of(destination: &Path) -> Result<SystemIdentifier, pgark_command::DataDirectoryError> {
+    let directory = data_directory_of_wal_file(destination);
+    Ok(pgark_command::read_control_file(&directory)?.system_identifier)
+}
+
+/// Something else of this cluster must be there before a missing file means that it was never archived.
+async fn prove_that_it_is_there(repository: &ClusterRepository) -> Result<(), FetchError> {
+    for folder in [repository.keys().backups(), repository.keys().wal()] {
+        let (objects, folders) = repository.store().list_folder(&folder).await?;
+        if !objects.is_empty() || !folders.is_empty() {
+            return Ok(());
+        }
+    }
+    Err(FetchError::EmptyRepository {
+        repository: repository.name().to_owned(),
+        cluster: repository.cluster().to_owned(),
+        system_identifier: repository.system_identifier(),
+    })
+}
+
+fn check_segment(repository: &ClusterRepository, name: SegmentName, output: &CheckedWriter) -> Result<(), FetchError> {
+    let wrong = |source| FetchError::WrongSegment { name, repository: repository.name().to_owned(), source };
+    let header = SegmentHeader::parse(&output.head).map_err(wrong)?;
+    header.check_name(&name, output.size).map_err(wrong)?;
+    if header.system_identifier != repository.system_identifier() {
+        return Err(FetchError::OtherCluster {
+            name,
+            repository: repository.name().to_owned(),
+            found: header.system_identifier,
+            expected: repository.system_identifier(),
+        });
+    }
+    Ok(())
+}
+
+/// Writes to a file, never more than a segment has, and keeps its beginning for a look at the header.
+struct CheckedWriter {
+    file: File,
+    head: Vec<u8>,
+    size: u64,
+}
+
+impl Write for CheckedWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        const LARGEST: u64 = 1 << 30;
+        if self.size + bytes.len() as u64 > LARGEST {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than any segment"));
+        }
+        let written = self.file.write(bytes)?;
+        let missing = SegmentHeader::BYTES.saturating_sub(self.head.len());
+        self.head.extend_from_slice(&bytes[..written.min(missing)]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// A file next to the destination that takes its name only when it is whole; removed otherwise.
+struct Temporary {
+    path: PathBuf,
+    destination: PathBuf,
+    is_published: bool,
+}
+
+impl Temporary {
+    fn create(destination: &Path) -> Result<Self, FetchError> {
+        let mut name = destination.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".pgark-{}", std::process::id()));
+        let path = destination.with_file_name(name);
+        // One of a process with the same number that was killed.
+        if let Err(source) = std::fs::remove_file(&path)
+            && source.kind() != io::ErrorKind::NotFound
+        {
+            return Err(FetchError::Io { operation: "remove", path, source });
+        }
+        Ok(Self { path, destination: destination.to_path_buf(), is_published: false })
+    }
+
+    fn open(&self) -> Result<File, FetchError> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600).open(&self.path).map_err(|source| FetchError::Io {
+            operation: "create",
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    fn publish(mut self, file: &File) -> Result<(), FetchError> {
+        let failed = |operation, path: &Path, source| FetchError::Io { operation, path: path.to_path_buf(), source };
+        file.sync_all().map_err(|source| failed("sync", &self.path, source))?;
+        std::fs::rename(&self.path, &self.destination)
+            .map_err(|source| failed("rename to", &self.destination, source))?;
+        self.is_published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.is_published {
+            // What cannot be removed is a temporary name that nobody reads.
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! `pgark-restore list`: backups, and the WAL that continues them.
+
+use std::io::Write;
+
+use anyhow::Context;
+use clap::Args;
+use jiff::Timestamp;
+use pgark_command::{
+    Align, Configuration, Environment, ExitCode, GlobalOptions, Report, Side, Table, format_size, format_time,
+    open_repository, printable,
+};
+use pgark_postgres::SystemIdentifier;
+use pgark_repository::BackupId;
+use serde::Serialize;
+
+use crate::catalogue::Catalogue;
+use crate::plan::BackupJson;
+use crate::windows::{TimelineWal, timelines};
+
+/// Arguments of `list`.
+#[derive(Args, Debug)]
+pub struct ListArguments {
+    /// List the cluster with this system identifier [default: the one with the newest backup]
+    #[arg(long, value_name = "NUMBER")]
+    system_identifier: Option<SystemIdentifier>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct ListJson {
+    repository: String,
+    cluster: String,
+    system_identifier: SystemIdentifier,
+    other_system_identifiers: Vec<SystemIdentifier>,
+    backups: Vec<BackupJson>,
+    unfinished: Vec<UnfinishedJson>,
+    timelines: Vec<TimelineWal>,
+}
+
+#[derive(Serialize)]
+struct UnfinishedJson {
+    id: BackupId,
+    host: Option<String>,
+    started: Option<Timestamp>,
+}
+
+/// Runs the command.
+pub async fn list(
+    options: &GlobalOptions,
+    environment: &Environment,
+    configuration: &Configuration,
+    arguments: &ListArguments,
+) -> anyhow::Result<ExitCode> {
+    let chosen = options.repository(environment, configuration)?;
+    let repository = open_repository(chosen, Side::Reading)?;
+    let loaded = Catalogue::load(&repository, &configuration.cluster.name, arguments.system_identifier);
+    let (catalogue, _) = loaded.await.context("read the repository")?;
+    let mut report = Report::to_stdout();
+    if arguments.json {
+        report.json("list", &json(&catalogue))?;
+    } else {
+        write_text(&mut report, &catalogue)?;
+        report.flush()?;
+    }
+    Ok(ExitCode::Done)
+}
+
+fn json(catalogue: &Catalogue) -> ListJson {
+    ListJson {
+        repository: catalogue.repository.clone(),
+        cluster: catalogue.cluster.clone(),
+        system_identifier: catalogue.system_identifier,
+        other_system_identifiers: catalogue.others.clone(),
+        backups: catalogue.backups.finished.iter().map(BackupJson::from).collect(),
+        unfinished: catalogue
+            .backups
+            .unfinished
+            .iter()
+            .map(|backup| UnfinishedJson {
+                id: backup.id.clone(),
+                host: backup.started.as_ref().map(|started| started.host.clone()),
+                started: backup.started.as_ref().map(|started| started.time),
+            })
+            .collect(),
+        timelines: timelines(catalogue),
+    }
+}
+
+fn write_text(report: &mut impl Write, catalogue: &Catalogue) -> std::io::Result<()> {
+    writeln!(report, "cluster {}, system {}", catalogue.cluster, catalogue.system_identifier)?;
+    for other in &catalogue.others {
+        writeln!(report, "also stored: system {other} (--system-identifier {other})")?;
+    }
+    writeln!(report)?;
+    if catalogue.backups.finished.is_empty() {
+        writeln!(report, "no finished backup")?;
+    } else {
+        write!(report, "{}", backup_table(catalogue))?;
+    }
+    for unfinished in &catalogue.backups.unfinished {
+        let by = match &unfinished.started {
+            Some(started) => format!("started {} on {}", format_time(started.time), printable(&started.host)),
+            None => "its claim cannot be read".to_owned(),
+        };
+        writeln!(report, "{}  not finished: it is running or was interrupted ({by})", unfinished.id)?;
+    }
+    writeln!(report)?;
+    write_wal(report, &timelines(catalogue))
+}
+
+fn backup_table(catalogue: &Catalogue) -> Table {
+    let mut table = Table::new(&[
+        ("backup", Align::Left),
+        ("ended", Align::Left),
+        ("size", Align::Right),
+        ("stored", Align::Right),
+        ("ratio", Align::Right),
+        ("timeline", Align::Right),
+        ("positions", Align::Left),
+        ("version", Align::Right),
+        ("tablespaces", Align::Right),
+        ("notes", Align::Left),
+    ]);
+    for backup in &catalogue.backups.finished {
+        let notes: Vec<String> = backup.annotations.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        table.row([
+            backup.id.to_string(),
+            format_time(backup.stop_time),
+            format_size(backup.totals.raw_size),
+            format_size(backup.totals.stored_size),
+            ratio(backup.totals.raw_size, backup.totals.stored_size),
+            backup.timeline.to_string(),
+            format!("{} … {}", backup.start_lsn, backup.stop_lsn),
+            format!("{}.{}", backup.server.major(), backup.server.version_num % 10_000),
+            backup.tablespaces.len().to_string(),
+            notes.join(" "),
+        ]);
+    }
+    table
+}
+
+pub(crate) fn ratio(raw: u64, stored: u64) -> String {
+    if stored == 0 { "-".to_owned() } else { format!("{:.1}", raw as f64 / stored as f64) }
+}
+
+pub(crate) fn write_wal(report: &mut impl Write, timelines: &[TimelineWal]) -> std::io::Result<()> {
+    if timelines.is_empty() {
+        return writeln!(report, "no archived WAL");
+    }
+    for wal in timelines {
+        let origin = match (wal.parent, wal.begin_lsn) {
+            (Some(parent), Some(begin)) => format!(", from timeline {parent} at {begin}"),
+            _ if wal.timeline.get() == 1 => String::new(),
+            _ => format!(", whose history {}.history is missing", wal.timeline.hex()),
+        };
+        writeln!(report, "WAL of timeline {}{origin}", wal.timeline)?;
+        for (index, stretch) in wal.stretches.iter().enumerate() {
+            if index > 0 {
+                writeln!(report, "  (gap)")?;
+            }
+            writeln!(
+                report,
+                "  {} … {}  {} segments, {} stored, up to {}",
+                stretch.first,
+                stretch.last,
+                stretch.segments,
+                format_size(stretch.stored_size),
+                stretch.end_lsn
+            )?;
+        }
+    }
+    Ok(())
+}
