@@ -153,7 +153,7 @@ pub async fn base(
                 tablespaces: &arguments.tablespaces,
                 repository: local.map(AsRef::as_ref),
             };
-            Some(destination::check(&request, &plan.backup, &survey)?)
+            Some(destination::check(&request, &plan.backup, &survey.layout)?)
         }
     };
     let output = Output { json: arguments.json, plan: &plan, settings: &settings };
@@ -236,7 +236,7 @@ async fn restore(
     jobs: usize,
 ) -> anyhow::Result<()> {
     let progress = Progress::start("restore", ProgressDisplay::detect(options));
-    progress.set_total(survey.bytes);
+    progress.set_total(survey.layout.bytes);
     let extraction = Extraction {
         repository,
         backup: plan.backup.clone(),

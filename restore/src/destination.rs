@@ -15,7 +15,7 @@ use pgark_command::format_size;
 use pgark_repository::Backup;
 use thiserror::Error;
 
-use crate::survey::Survey;
+use crate::survey::Layout;
 
 /// Exists while a restore is under way, and after one that was interrupted.
 pub(crate) const MARKER: &str = "pgark.restoring";
@@ -114,16 +114,24 @@ impl DestinationError {
 pub fn check(
     request: &DestinationRequest<'_>,
     backup: &Backup,
-    survey: &Survey,
+    layout: &Layout,
 ) -> Result<Destination, DestinationError> {
-    let user = rustix::process::geteuid().as_raw();
-    if user == 0 {
-        return Err(DestinationError::Root);
+    match rustix::process::geteuid().as_raw() {
+        0 => Err(DestinationError::Root),
+        user => check_as(user, request, backup, layout),
     }
+}
+
+fn check_as(
+    user: u32,
+    request: &DestinationRequest<'_>,
+    backup: &Backup,
+    layout: &Layout,
+) -> Result<Destination, DestinationError> {
     let directory = resolve(request.directory)?;
     check_place(&directory, user)?;
     check_surroundings(&directory)?;
-    let tablespaces = place_tablespaces(request.tablespaces, backup, survey)?;
+    let tablespaces = place_tablespaces(request.tablespaces, backup, layout)?;
     let mut places = vec![directory.clone()];
     for location in tablespaces.iter().filter_map(|tablespace| tablespace.location.as_deref()) {
         let place = resolve(location)?;
@@ -141,7 +149,7 @@ pub fn check(
             return Err(DestinationError::Nested { first: first.clone(), second: second.clone() });
         }
     }
-    check_space(&directory, &tablespaces, survey)?;
+    check_space(&directory, &tablespaces, layout)?;
     // The mode comes as octal digits; anything but "the group may read" means "nobody else may".
     let mode_mask = match u32::from_str_radix(&backup.server.data_directory_mode, 8) {
         Ok(mode) if mode & 0o050 == 0o050 => 0o750,
@@ -230,7 +238,7 @@ fn check_surroundings(directory: &Path) -> Result<(), DestinationError> {
 fn place_tablespaces(
     given: &[(u32, PathBuf)],
     backup: &Backup,
-    survey: &Survey,
+    layout: &Layout,
 ) -> Result<Vec<PlacedTablespace>, DestinationError> {
     for (index, (oid, path)) in given.iter().enumerate() {
         if given.iter().skip(index + 1).any(|(other, _)| other == oid) {
@@ -253,7 +261,7 @@ fn place_tablespaces(
     let mut placed = Vec::new();
     for tablespace in &backup.tablespaces {
         let oid = tablespace.oid;
-        let original = survey.tablespaces.path(oid).map(|path| PathBuf::from(OsString::from_vec(path.to_vec())));
+        let original = layout.tablespaces.path(oid).map(|path| PathBuf::from(OsString::from_vec(path.to_vec())));
         let location = match given.iter().find(|(other, _)| *other == oid) {
             Some((_, path)) => Some(path.clone()),
             None => original.clone(),
@@ -291,14 +299,14 @@ fn nested(first: &Path, second: &Path) -> bool {
 }
 
 /// Sums what each file system has to take.
-fn check_space(directory: &Path, tablespaces: &[PlacedTablespace], survey: &Survey) -> Result<(), DestinationError> {
+fn check_space(directory: &Path, tablespaces: &[PlacedTablespace], layout: &Layout) -> Result<(), DestinationError> {
     let outside = |tablespace: &&PlacedTablespace| tablespace.location.is_some();
-    let bytes_of = |oid: u32| survey.tablespace_bytes.get(&oid).copied().unwrap_or(0);
+    let bytes_of = |oid: u32| layout.tablespace_bytes.get(&oid).copied().unwrap_or(0);
     let elsewhere: u64 = tablespaces.iter().filter(outside).map(|tablespace| bytes_of(tablespace.oid)).sum();
     let mut loads: Vec<(u64, PathBuf, u64)> = Vec::new();
     let places =
         tablespaces.iter().filter_map(|tablespace| Some((tablespace.location.as_deref()?, bytes_of(tablespace.oid))));
-    for (path, bytes) in std::iter::once((directory, survey.bytes.saturating_sub(elsewhere))).chain(places) {
+    for (path, bytes) in std::iter::once((directory, layout.bytes.saturating_sub(elsewhere))).chain(places) {
         let Some(existing) = path.ancestors().find(|ancestor| ancestor.exists()) else { continue };
         let unreadable = |source| DestinationError::Unreadable { path: existing.to_path_buf(), source };
         let device = std::fs::metadata(existing).map_err(unreadable)?.dev();
@@ -317,3 +325,7 @@ fn check_space(directory: &Path, tablespaces: &[PlacedTablespace], survey: &Surv
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "destination/tests.rs"]
+mod tests;

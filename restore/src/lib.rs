@@ -34,6 +34,6 @@ pub use plan::{PathStep, PlanError, PlanJson, PlannedSegment, Request, RestorePl
 pub use reach::{ReachError, last_transaction, prove};
 pub use recovery_settings::{Archiving, RecoveryMode, RecoverySettings, RestoreCommand};
 pub use show::{ShowArguments, show};
-pub use survey::{Survey, survey};
+pub use survey::{Layout, Survey, survey};
 pub use target::{RecoveryTarget, Target, TargetAction, TargetError, TargetOptions, TargetTimeline};
 pub use wal::{WalArguments, wal};

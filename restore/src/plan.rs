@@ -11,7 +11,7 @@
 mod error;
 mod report;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 
@@ -279,7 +279,7 @@ fn lay_out(catalogue: &Catalogue, target: &Target, choice: &Choice<'_>) -> Resul
         reachable: found.reachable,
         stop: None,
         last_transaction: None,
-        notes: notes(catalogue, path, backup),
+        notes: notes(catalogue, path, backup, segment_size),
         older: Vec::new(),
     };
     if plan.reachable < backup.stop_lsn {
@@ -359,9 +359,19 @@ fn source_of(steps: &[PathStep], number: u64, size: SegmentSize) -> (SegmentName
     (SegmentName::from_number(timeline, number, size), begin)
 }
 
-fn notes(catalogue: &Catalogue, path: &TimelineHistory, backup: &Backup) -> Vec<String> {
+fn notes(catalogue: &Catalogue, path: &TimelineHistory, backup: &Backup, size: SegmentSize) -> Vec<String> {
     let mut notes = Vec::new();
     let followed: Vec<TimelineId> = path.path().into_iter().map(|(timeline, _, _)| timeline).collect();
+    for (timeline, _, end) in path.path() {
+        let Some(end) = end else { continue };
+        let goes_on =
+            catalogue.wal.segments.keys().any(|segment| segment.timeline == timeline && segment.start(size) > end);
+        if goes_on && backup.stop_lsn <= end {
+            notes.push(format!(
+                "timeline {timeline} goes on behind {end}, where it is left here: --target-timeline {timeline}"
+            ));
+        }
+    }
     for history in catalogue.histories.values() {
         let timeline = history.timeline();
         let has_wal = catalogue.wal.segments.keys().any(|segment| segment.timeline == timeline);
@@ -375,6 +385,9 @@ fn notes(catalogue: &Catalogue, path: &TimelineHistory, backup: &Backup) -> Vec<
         notes.push(format!(
             "timeline {timeline}{origin}, is another branch that this backup can follow: --target-timeline {timeline}"
         ));
+    }
+    if let Some(words) = &backup.damaged_pages {
+        notes.push(format!("the source had damaged pages when this backup was taken, and they are in it: {words}"));
     }
     if !backup.server.files_outside.is_empty() {
         notes.push(format!(

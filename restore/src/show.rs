@@ -142,6 +142,9 @@ fn write_text(report: &mut impl Write, backup: &Backup) -> std::io::Result<()> {
     for recipient in &backup.recipients {
         writeln!(report, "encryption   {}", printable(recipient))?;
     }
+    if let Some(words) = &backup.damaged_pages {
+        writeln!(report, "damaged      pages in the source: {}", printable(words))?;
+    }
     for (key, value) in &backup.annotations {
         writeln!(report, "note         {}={}", printable(key), printable(value))?;
     }

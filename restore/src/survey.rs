@@ -33,13 +33,21 @@ const NOTABLE_LIMIT: u64 = 16 << 20;
 pub struct Survey {
     pub control: ControlFile,
     pub label: BackupLabel,
-    pub tablespaces: TablespaceMap,
+    pub layout: Layout,
     /// The content of `postgresql.auto.conf`; empty where the backup has none.
     pub auto_conf: Vec<u8>,
     pub(crate) control_bytes: Vec<u8>,
-    /// Bytes of files in each tablespace, for a look at the free space.
-    pub tablespace_bytes: BTreeMap<u32, u64>,
     pub files: u64,
+}
+
+/// Where the files of a backup lie, and how much room they need.
+#[derive(Debug, Default)]
+pub struct Layout {
+    /// Where the tablespaces outside of the data directory were.
+    pub tablespaces: TablespaceMap,
+    /// Bytes of files in each tablespace.
+    pub tablespace_bytes: BTreeMap<u32, u64>,
+    /// Bytes of all files.
     pub bytes: u64,
 }
 
@@ -122,12 +130,10 @@ impl Survey {
         Ok(Self {
             control,
             label,
-            tablespaces,
+            layout: Layout { tablespaces, tablespace_bytes: listing.tablespace_bytes, bytes: listing.bytes },
             auto_conf: notable.remove(AUTO_CONF).unwrap_or_default(),
             control_bytes,
-            tablespace_bytes: listing.tablespace_bytes,
             files: listing.files,
-            bytes: listing.bytes,
         })
     }
 }

@@ -1,1 +1,52 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
 
+use pgark_postgres::ManifestReader;
+
+use super::*;
+
+/// A manifest with these files, its checksum right.
+fn manifest(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut text = "{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n".to_owned();
+    for (index, (path, content)) in files.iter().enumerate() {
+        let checksum = ManifestChecksum::crc32c(crc32c::crc32c(content));
+        let comma = if index + 1 == files.len() { "" } else { "," };
+        text.push_str(&format!(
+            "{{ \"Path\": \"{path}\", \"Size\": {}, \"Last-Modified\": \"2026-11-21 04:00:29 GMT\", \
+             \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{checksum}\" }}{comma}\n",
+            content.len()
+        ));
+    }
+    text.push_str(
+        "],\n\"WAL-Ranges\": [\n{ \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }\n],\n",
+    );
+    let digest: String = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    text.push_str(&format!("\"Manifest-Checksum\": \"{digest}\"}}\n"));
+    text.into_bytes()
+}
+
+#[test]
+fn d05_the_manifest_follows_a_rewritten_map() {
+    let before = manifest(&[("backup_label", b"label"), ("tablespace_map", b"16385 /old\n"), ("PG_VERSION", b"15\n")]);
+    let map = b"16385 /a/much/longer/place\n";
+    let mut edit = ManifestEdit::new(map);
+    let mut after = Vec::new();
+    for line in before.split_inclusive(|&byte| byte == b'\n') {
+        let mut line = line.to_vec();
+        edit.apply(&mut line).unwrap();
+        after.extend(line);
+    }
+    // The reader checks the checksum of the whole.
+    let mut reader = ManifestReader::new(after.as_slice()).unwrap();
+    let files: Vec<_> = reader.by_ref().map(Result::unwrap).collect();
+    reader.finish().unwrap();
+    let changed = files.iter().find(|file| file.path == TABLESPACE_MAP).unwrap();
+    assert_eq!((changed.size, changed.checksum.clone()), (27, Some(ManifestChecksum::crc32c(crc32c::crc32c(map)))));
+    let expected = manifest(&[("backup_label", b"label"), ("tablespace_map", map), ("PG_VERSION", b"15\n")]);
+    assert_eq!(after, expected);
+}
+
+#[test]
+fn a_line_without_the_fields_is_refused() {
+    let mut line = b"{ \"Path\": \"tablespace_map\", \"Nothing\": 1 }\n".to_vec();
+    assert!(ManifestEdit::new(b"").apply(&mut line).is_err());
+}
