@@ -246,5 +246,4 @@ impl WalLevel {
 }
 
 #[cfg(test)]
-#[path = "control_file/tests.rs"]
 mod tests;

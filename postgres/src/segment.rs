@@ -279,5 +279,4 @@ fn parse_wal_file(name: &str) -> Option<WalFileName> {
 }
 
 #[cfg(test)]
-#[path = "segment/tests.rs"]
 mod tests;

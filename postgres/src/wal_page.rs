@@ -256,5 +256,4 @@ pub(crate) fn magic_of(major: u32) -> Option<u16> {
 }
 
 #[cfg(test)]
-#[path = "wal_page/tests.rs"]
 mod tests;
