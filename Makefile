@@ -63,8 +63,9 @@ soak: servers programs ## Runs random histories and faults for long; SEED=… re
 
 .PHONY: bench
 bench: ## Compares backup and restore with other tools on this machine; SCALE=… makes it smaller
+	tests/servers/install-postgres.sh
 	$(CARGO) build --release --bins $(PROGRAMS)
-	tests/bench/run.sh
+	$(CARGO) bench --package pgark-tests --bench whole_loop
 
 .PHONY: demo
 demo: ## Backs up a throw-away cluster, drops a table and brings it back

@@ -1,0 +1,284 @@
+//! Backup, restore and archiving beside other tools, in turn on the same cluster, as a table with ratios.
+//!
+//! `make bench` runs it. `SCALE` is pgbench's scale (150 gives a cluster of about 3 GB), `ROUNDS` how often each variant
+//! runs. The table shows medians: these machines are noisy, so only ratios of one run mean anything.
+
+mod measure;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::{PostgresServer, TempDir, TestUser};
+use measure::{Measurement, Table, measure};
+
+/// The level that every tool compresses with.
+const LEVEL: u32 = 1;
+const SEGMENTS: usize = 24;
+
+fn main() {
+    // `cargo test --benches` calls it too; the figures of a build without optimisation would mean nothing.
+    if cfg!(debug_assertions) {
+        println!("this is a build without optimisation: use make bench");
+        return;
+    }
+    let scale: u32 = number("SCALE", 150);
+    let rounds: usize = number("ROUNDS", 5);
+    let bench = Bench::new(scale);
+    bench.backups(rounds);
+    bench.restores(rounds);
+    bench.archive(rounds);
+}
+
+fn number<T: std::str::FromStr>(variable: &str, default: T) -> T {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+struct Bench {
+    server: PostgresServer,
+    dir: TempDir,
+    programs: PathBuf,
+    has_pgbackrest: bool,
+}
+
+impl Bench {
+    fn new(scale: u32) -> Self {
+        let mut server = PostgresServer::builder()
+            .setting("shared_buffers", "1GB")
+            .setting("max_wal_size", "4GB")
+            .setting("checkpoint_timeout", "30min")
+            .setting("autovacuum", "off")
+            .setting("fsync", "on")
+            .setting("archive_mode", "off")
+            .start();
+        println!("building a cluster of pgbench scale {scale}");
+        server.init_pgbench(scale);
+        let rows = u64::from(scale) * 500_000 / 150 / 2;
+        server.psql(&format!(
+            "CREATE TABLE poor AS SELECT n, string_agg(md5(random()::text || n || m), '') AS noise \
+             FROM generate_series(1, {rows}) n, generate_series(1, 62) m WHERE n <= {rows} / 2 GROUP BY n"
+        ));
+        let tables = u64::from(scale) * 2000 / 150;
+        server.psql(&format!(
+            "DO $$ BEGIN FOR n IN 1..{tables} LOOP EXECUTE format('CREATE TABLE small_%s (id int PRIMARY KEY, name text)', n); \
+             EXECUTE format('INSERT INTO small_%s SELECT m, md5(m::text) FROM generate_series(1, 100) m', n); COMMIT; \
+             END LOOP; END $$"
+        ));
+        server.psql("CHECKPOINT");
+        server.wait_until_ready();
+        let dir = TempDir::for_test_user("bench");
+        let programs = std::env::var_os("PGARK_BENCH_PROGRAMS")
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"), PathBuf::from);
+        let programs = programs.canonicalize().expect("the release programs are built by make bench");
+        let has_pgbackrest = Command::new("pgbackrest").arg("version").output().is_ok_and(|out| out.status.success());
+        if !has_pgbackrest {
+            println!("pgbackrest is not installed: it is left out");
+        }
+        let bench = Self { server, dir, programs, has_pgbackrest };
+        let size = bench.server.psql("SELECT pg_size_pretty(sum(pg_database_size(oid))) FROM pg_database");
+        println!("the databases have {}", size.trim());
+        bench
+    }
+
+    fn config(&self, repository: &Path) -> PathBuf {
+        self.dir.write(
+            "config.toml",
+            format!(
+                "state_dir = '{}'\n[cluster]\nname = 'bench'\nconnection = '{}'\n[[repository]]\nname = 'local'\n\
+                 url = 'file://{}'\n[compression]\nlevel = {LEVEL}\njobs = 2\n[restore]\njobs = 2\n",
+                self.dir.join("state").display(),
+                self.server.connection_string().replace('\'', "\""),
+                repository.display(),
+            ),
+        )
+    }
+
+    fn pgark(&self, program: &str, repository: &Path) -> Command {
+        let mut command = Command::new(self.programs.join(program));
+        command.arg("--config").arg(self.config(repository)).arg("--quiet");
+        command
+    }
+
+    fn pgbackrest(&self, repository: &Path, data_dir: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new("pgbackrest");
+        command
+            .args(["--stanza=bench", "--config=/dev/null", "--log-level-file=off", "--log-level-console=warn"])
+            .args(["--process-max=2", "--start-fast", "--no-archive-check", "--repo1-bundle", "--compress-type=zst"])
+            .arg(format!("--compress-level={LEVEL}"))
+            .arg(format!("--pg1-path={}", data_dir.display()))
+            .arg(format!("--pg1-port={}", self.server.port()))
+            .arg(format!("--pg1-socket-path={}", self.server.socket_dir().display()))
+            .arg(format!("--pg1-user={}", self.server.psql("SELECT current_user").trim()))
+            .arg(format!("--repo1-path={}", repository.display()))
+            .arg(format!("--lock-path={}", self.dir.join("lock").display()))
+            .args(arguments);
+        command
+    }
+
+    fn pgbackrest_create(&self, repository: &Path) {
+        let mut create = self.pgbackrest(repository, self.server.data_dir(), &["stanza-create"]);
+        // Options of the backup that this command does not know.
+        create = keep_only(&create, |argument| {
+            !["--process-max", "--start-fast", "--no-archive-check", "--repo1-bundle", "--compress"]
+                .iter()
+                .any(|prefix| argument.starts_with(prefix))
+        });
+        succeed(TestUser::get().run(&mut create));
+    }
+
+    fn fresh(&self, name: &str) -> PathBuf {
+        let path = self.dir.join(name);
+        drop(std::fs::remove_dir_all(&path));
+        self.dir.create_dir(name)
+    }
+
+    fn warm(&self) {
+        let data_dir = self.server.data_dir().display();
+        succeed(
+            Command::new("sh").arg("-c").arg(format!("sync; find {data_dir} -type f -exec cat {{}} + > /dev/null")),
+        );
+    }
+
+    fn backups(&self, rounds: usize) {
+        let mut table = Table::new("full backup, local repository, zstd 1", "pg_basebackup client-zstd:1");
+        let server = Some(self.server.pid());
+        for round in 0..rounds {
+            println!("backup round {} of {rounds}", round + 1);
+            self.warm();
+            let out = self.fresh("out-pgark");
+            let mut backup = self.pgark("pgark-agent", &out);
+            table.add("pgark", measure(backup.args(["backup", "--json"]), server, &out));
+            for (name, compress) in [
+                ("pg_basebackup client-zstd:1", "client-zstd:level=1"),
+                ("pg_basebackup client-zstd:1,workers=2", "client-zstd:level=1,workers=2"),
+            ] {
+                self.warm();
+                let out = self.fresh("out-basebackup");
+                let mut backup = self.server.command("pg_basebackup");
+                backup.args(["-c", "fast", "-Ft", "--compress", compress, "-D"]).arg(out.join("b"));
+                table.add(name, measure(&mut backup, server, &out));
+            }
+            if self.has_pgbackrest {
+                self.warm();
+                let out = self.fresh("out-pgbackrest");
+                self.pgbackrest_create(&out);
+                let mut backup = self.pgbackrest(&out, self.server.data_dir(), &["--type=full", "backup"]);
+                table.add("pgbackrest bundle, 2 processes", measure(&mut backup, server, &out));
+            }
+        }
+        table.print();
+    }
+
+    fn restores(&self, rounds: usize) {
+        let mut table = Table::new("restore, durable at the end", "zstd -dc | tar -x; sync");
+        for round in 0..rounds {
+            println!("restore round {} of {rounds}", round + 1);
+            let (out, target) = (self.dir.join("out-pgark"), self.fresh("target"));
+            self.settle(&out);
+            let mut restore = self.pgark("pgark-restore", &out);
+            restore.arg("base").args(["--target-immediate", "--to"]).arg(&target);
+            table.add("pgark", measure(&mut restore, None, &target));
+
+            let target = self.fresh("target");
+            let base = self.dir.join("out-basebackup/b/base.tar.zst");
+            self.settle(&base);
+            let mut restore = Command::new("sh");
+            restore.arg("-c").arg(format!(
+                "zstd -dc {} | tar -x -C {t} && sync -f {t}",
+                base.display(),
+                t = target.display()
+            ));
+            table.add("zstd -dc | tar -x; sync", measure(&mut restore, None, &target));
+            if self.has_pgbackrest {
+                let (out, target) = (self.dir.join("out-pgbackrest"), self.fresh("target"));
+                self.settle(&out);
+                let all = self.pgbackrest(&out, &target, &["--type=immediate", "restore"]);
+                let mut restore = keep_only(&all, |argument| {
+                    ![
+                        "--start-fast",
+                        "--no-archive-check",
+                        "--repo1-bundle",
+                        "--compress",
+                        "--pg1-port",
+                        "--pg1-socket",
+                        "--pg1-user",
+                    ]
+                    .iter()
+                    .any(|prefix| argument.starts_with(prefix))
+                });
+                table.add("pgbackrest bundle, 2 processes", measure(&mut restore, None, &target));
+            }
+        }
+        table.print();
+    }
+
+    /// Reads what is going to be restored into the cache and lets earlier writes end.
+    fn settle(&self, path: &Path) {
+        succeed(
+            Command::new("sh")
+                .arg("-c")
+                .arg(format!("sync; find {} -type f -exec cat {{}} + > /dev/null", path.display())),
+        );
+    }
+
+    fn archive(&self, rounds: usize) {
+        let segments = self.dir.create_dir("pg_wal");
+        let mut names = Vec::new();
+        for _ in 0..SEGMENTS {
+            self.server.run("pgbench", &["-n", "-t", "3000", "-c", "4", "postgres"]);
+            let name = self.server.psql("SELECT pg_walfile_name(pg_current_wal_lsn())").trim().to_owned();
+            self.server.psql("SELECT pg_switch_wal()");
+            std::fs::copy(self.server.data_dir().join("pg_wal").join(&name), segments.join(&name))
+                .expect("copy a segment");
+            names.push(name);
+        }
+        TestUser::get().own_all(&segments);
+        let mut table = Table::new("archiving, for each of 24 segments", "zstd -1; sync FILE");
+        for round in 0..rounds {
+            println!("archive round {} of {rounds}", round + 1);
+            let out = self.fresh("archive");
+            self.settle(&segments);
+            let calls = names.iter().map(|name| {
+                let mut command = self.pgark("pgark-archive-command", &out);
+                command.arg(segments.join(name));
+                command
+            });
+            table.add("pgark-archive-command", total(calls.collect(), &out));
+            let out = self.fresh("archive");
+            let calls = names.iter().map(|name| {
+                let mut command = Command::new("sh");
+                command.arg("-c").arg(format!(
+                    "zstd -1 -q {} -o {o} && sync {o}",
+                    segments.join(name).display(),
+                    o = out.join(name).display()
+                ));
+                command
+            });
+            table.add("zstd -1; sync FILE", total(calls.collect(), &out));
+        }
+        table.print();
+    }
+}
+
+/// Runs the commands one after the other; wall and CPU time are those of one call.
+fn total(commands: Vec<Command>, out: &Path) -> Measurement {
+    let count = commands.len() as u32;
+    let runs: Vec<Measurement> = commands.into_iter().map(|mut command| measure(&mut command, None, out)).collect();
+    Measurement {
+        wall: runs.iter().map(|run| run.wall).sum::<std::time::Duration>() / count,
+        cpu: runs.iter().map(|run| run.cpu).sum::<std::time::Duration>() / count,
+        peak_memory_bytes: runs.iter().map(|run| run.peak_memory_bytes).max().unwrap_or(0),
+        stored_bytes: runs.last().map_or(0, |run| run.stored_bytes),
+    }
+}
+
+/// The same command with only the arguments that `keep` wants.
+fn keep_only(command: &Command, keep: impl Fn(&str) -> bool) -> Command {
+    let mut kept = Command::new(command.get_program());
+    kept.args(command.get_args().filter(|argument| argument.to_str().is_none_or(&keep)));
+    kept
+}
+
+fn succeed(command: &mut Command) {
+    let outcome = command.output().expect("the command starts");
+    assert!(outcome.status.success(), "{command:?}: {}", String::from_utf8_lossy(&outcome.stderr));
+}
