@@ -12,10 +12,12 @@ mod fan_out;
 mod manifest;
 mod parts;
 
+use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 
 use self::fan_out::FanOut;
 pub use self::manifest::ManifestWriter;
@@ -24,7 +26,6 @@ use crate::backup::{BACKUP_FORMAT, Backup, Part, Started, StoredFile, Totals};
 use crate::backup_id::{BackupId, BackupKind};
 use crate::cluster::ClusterRepository;
 use crate::compression::FrameCompressor;
-use crate::digest::RawDigest;
 use crate::error::{RepositoryError, Result};
 use crate::index::{IndexLine, IndexedFile, IndexedMember, IndexedPart};
 use crate::store::Creation;
@@ -272,7 +273,7 @@ impl CheckedBackup {
                 name: key.file_name().to_owned(),
                 stored_size: objects[place].size,
                 crc32: format!("{:08x}", objects[place].crc32),
-                sha256: stored.index.digest.hex(),
+                sha256: stored.index.sha256.clone(),
             };
             backup.totals = stored.totals;
             backup.totals.stored_size = backup.parts.iter().map(|part| part.stored_size).sum::<u64>()
@@ -349,40 +350,41 @@ fn to_json<T: serde::Serialize>(value: &T) -> Result<Bytes> {
 /// The index as it grows: compressed at once, since a cluster may have millions of files.
 struct IndexBuffer {
     encoder: zstd::Encoder<'static, Vec<u8>>,
-    digest: sha2::Sha256,
-    size: u64,
+    sha256: Sha256,
 }
 
 struct FinishedIndex {
     compressed: Vec<Bytes>,
-    digest: RawDigest,
+    sha256: String,
 }
 
 impl IndexBuffer {
     fn new() -> Result<Self> {
         let mut encoder = zstd::Encoder::new(Vec::new(), 3).map_err(compress_failure)?;
         encoder.include_checksum(true).map_err(compress_failure)?;
-        Ok(Self { encoder, digest: sha2::Digest::new(), size: 0 })
+        Ok(Self { encoder, sha256: Sha256::new() })
     }
 
     fn push(&mut self, line: &IndexLine) -> Result<()> {
         let mut text = Vec::with_capacity(200);
         line.write(&mut text).map_err(compress_failure)?;
-        sha2::Digest::update(&mut self.digest, &text);
-        self.size += text.len() as u64;
-        std::io::Write::write_all(&mut self.encoder, &text).map_err(compress_failure)
+        self.sha256.update(&text);
+        self.encoder.write_all(&text).map_err(compress_failure)
     }
 
     fn finish(self) -> Result<FinishedIndex> {
         let compressed = Bytes::from(self.encoder.finish().map_err(compress_failure)?);
-        let digest = RawDigest { sha256: sha2::Digest::finalize(self.digest).into(), size: self.size };
         let chunk = 1 << 20;
         let compressed = (0..compressed.len())
             .step_by(chunk)
             .map(|at| compressed.slice(at..compressed.len().min(at + chunk)))
             .collect();
-        Ok(FinishedIndex { compressed, digest })
+        Ok(FinishedIndex { compressed, sha256: hex(&self.sha256.finalize()) })
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn compress_failure(error: std::io::Error) -> RepositoryError {

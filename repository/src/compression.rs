@@ -4,7 +4,7 @@
 //! passes over:
 //!
 //! ```text
-//! 5E 2A 4D 18 · length (u32, little-endian) · "pgark-raw-sha256 <64 hex digits> <size>"
+//! 5E 2A 4D 18 · length (u32, little-endian) · "pgark-raw-blake3 <64 hex digits> <size>"
 //! ```
 
 use std::io::{self, Read};
@@ -19,7 +19,7 @@ use crate::digest::RawDigest;
 pub const FRAME_BYTES: usize = 4 << 20;
 
 const NOTE_MAGIC: [u8; 4] = [0x5E, 0x2A, 0x4D, 0x18];
-const NOTE_TAG: &str = "pgark-raw-sha256";
+const NOTE_TAG: &str = "pgark-raw-blake3";
 /// No sensible note is longer.
 const NOTE_LIMIT: u32 = 200;
 

@@ -4,7 +4,7 @@
 //! adds one, in plain text but covered by the header's MAC, to every WAL object:
 //!
 //! ```text
-//! -> pgark-raw-sha256 <64 hex digits> <raw size in bytes> <size in bytes of what is encrypted>
+//! -> pgark-raw-blake3 <64 hex digits> <raw size in bytes> <size in bytes of what is encrypted>
 //! ```
 //!
 //! It tells what the object holds, and how long it must be, to a host without the private key.
@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 use crate::digest::RawDigest;
 
-const NOTE_TAG: &str = "pgark-raw-sha256";
+const NOTE_TAG: &str = "pgark-raw-blake3";
 
 /// Public keys to encrypt to. Empty means: do not encrypt.
 #[derive(Debug, Clone, Default)]

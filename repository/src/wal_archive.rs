@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 use pgark_postgres::{SegmentName, TimelineHistory, TimelineId, WalFileName};
-use sha2::{Digest, Sha256};
 
 use crate::cluster::{ClusterRepository, read_failure};
 use crate::compression::{compress_segment, digest_of_note};
@@ -40,7 +39,7 @@ impl PreparedWalFile {
         }
         // The digest must stand in front of the content, so the content is compressed behind an empty
         // place of the note's size at the same time.
-        let placeholder = RawDigest { sha256: [0; 32], size: raw.len() as u64 };
+        let placeholder = RawDigest { blake3: [0; 32], size: raw.len() as u64 };
         let (digest, content) = std::thread::scope(|scope| {
             let digest = scope.spawn(|| RawDigest::of(raw));
             let content = compress_segment(raw, level, &placeholder, threads);
@@ -252,7 +251,7 @@ fn copy_small<W: Write>(object: impl Read, output: W) -> std::result::Result<(W,
 }
 
 fn copy<W: Write>(mut input: impl Read, mut output: W) -> std::result::Result<(W, RawDigest), CopyFailure> {
-    let mut sha256 = Sha256::new();
+    let mut hasher = blake3::Hasher::new();
     let mut size = 0;
     let mut buffer = vec![0; 1 << 18];
     loop {
@@ -262,9 +261,9 @@ fn copy<W: Write>(mut input: impl Read, mut output: W) -> std::result::Result<(W
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(CopyFailure::Read(error)),
         };
-        sha256.update(&buffer[..read]);
+        hasher.update(&buffer[..read]);
         output.write_all(&buffer[..read]).map_err(CopyFailure::Write)?;
         size += read as u64;
     }
-    Ok((output, RawDigest { sha256: sha256.finalize().into(), size }))
+    Ok((output, RawDigest { blake3: hasher.finalize().into(), size }))
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::fan_out::FanOut;
-use super::{CheckedBackup, StoredBackup, compress_failure};
+use super::{CheckedBackup, StoredBackup, compress_failure, hex};
 use crate::backup::StoredFile;
 use crate::error::{RepositoryError, Result};
 use crate::index::{IndexLine, IndexReader, IndexedMember};
@@ -76,7 +76,7 @@ impl ManifestWriter {
                 return Err(RepositoryError::Input(reason));
             }
         };
-        let sha256: String = self.digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = hex(&self.digest.finalize());
         let objects = self.output.finish().await?;
         let manifest = self
             .stored
