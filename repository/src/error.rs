@@ -39,7 +39,7 @@ pub enum RepositoryError {
         /// The object.
         key: ObjectKey,
         /// The store's own words.
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// The store did not answer, or answered with an error, also after retries.
     #[error("cannot {operation} {key} in the repository `{repository}`")]

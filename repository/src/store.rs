@@ -297,7 +297,7 @@ impl Store {
             }
             object_store::Error::NotFound { .. } => RepositoryError::NotFound { repository, key: key.clone() },
             source @ (object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. }) => {
-                RepositoryError::Denied { repository, operation, key: key.clone(), source }
+                RepositoryError::Denied { repository, operation, key: key.clone(), source: Box::new(source) }
             }
             source => {
                 RepositoryError::Unavailable { repository, operation, key: key.clone(), source: Box::new(source) }
