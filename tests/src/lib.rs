@@ -13,6 +13,7 @@ mod object_storage;
 mod pgbench;
 mod postgres_server;
 mod programs;
+mod protected_cluster;
 mod rgw_server;
 mod s3_server;
 mod server_process;
@@ -28,6 +29,7 @@ pub use object_storage::{S3Keys, azure_repository, gcs_repository, s3_repository
 pub use pgbench::Pgbench;
 pub use postgres_server::{PostgresServer, PostgresServerBuilder, newest_major};
 pub use programs::{Outcome, Program, RunningProgram, program_path};
+pub use protected_cluster::{ProtectedCluster, ProtectedClusterBuilder, archive_all, local_repository};
 pub use rgw_server::RgwServer;
 pub use s3_server::S3Server;
 pub use server_process::ServerProcess;
