@@ -23,11 +23,12 @@ const NOTE_TAG: &str = "pgark-raw-blake3";
 /// No sensible note is longer.
 const NOTE_LIMIT: u32 = 200;
 
-/// Compresses frames; keeps its contexts for the next frame.
+/// Compresses frames; keeps its contexts and their buffers for the next frame, since fresh memory of this size costs
+/// more than its compression saves.
 #[derive(Default)]
 pub(crate) struct FrameCompressor {
     level: i32,
-    idle: Mutex<Vec<Compressor<'static>>>,
+    idle: Mutex<Vec<(Compressor<'static>, Vec<u8>)>>,
 }
 
 impl FrameCompressor {
@@ -35,24 +36,26 @@ impl FrameCompressor {
         Self { level, idle: Mutex::default() }
     }
 
-    /// Compresses `raw` (at most [`FRAME_BYTES`]) into one frame, appended to `output`.
-    pub(crate) fn compress(&self, raw: &[u8], output: &mut Vec<u8>) -> io::Result<()> {
+    /// Compresses `raw` (at most [`FRAME_BYTES`] for a part) into one frame.
+    pub(crate) fn compress(&self, raw: &[u8]) -> io::Result<Vec<u8>> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut compressor = match idle {
-            Some(compressor) => compressor,
-            None => {
-                let mut compressor = Compressor::new(self.level)?;
-                compressor.set_parameter(CParameter::ChecksumFlag(true))?;
-                compressor.set_parameter(CParameter::ContentSizeFlag(true))?;
-                compressor
-            }
+        let (mut compressor, mut buffer) = match idle {
+            Some(idle) => idle,
+            None => (self.context()?, Vec::new()),
         };
-        let start = output.len();
-        output.resize(start + compress_bound(raw.len()), 0);
-        let written = compressor.compress_to_buffer(raw, &mut output[start..])?;
-        output.truncate(start + written);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
-        Ok(())
+        buffer.clear();
+        buffer.reserve(compress_bound(raw.len()));
+        compressor.compress_to_buffer(raw, &mut buffer)?;
+        let frame = buffer.as_slice().to_vec();
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push((compressor, buffer));
+        Ok(frame)
+    }
+
+    fn context(&self) -> io::Result<Compressor<'static>> {
+        let mut compressor = Compressor::new(self.level)?;
+        compressor.set_parameter(CParameter::ChecksumFlag(true))?;
+        compressor.set_parameter(CParameter::ContentSizeFlag(true))?;
+        Ok(compressor)
     }
 }
 
@@ -79,10 +82,7 @@ pub(crate) fn compress_segment(raw: &[u8], level: i32, digest: &RawDigest, threa
             .chunks(chunk)
             .map(|chunk| {
                 let compressor = &compressor;
-                scope.spawn(move || {
-                    let mut frame = Vec::new();
-                    compressor.compress(chunk, &mut frame).map(|()| frame)
-                })
+                scope.spawn(move || compressor.compress(chunk))
             })
             .collect();
         workers
@@ -151,8 +151,7 @@ mod tests {
 
     #[test]
     fn c18_a_frame_has_exactly_its_size_and_nothing_behind_it() {
-        let mut frame = Vec::new();
-        FrameCompressor::new(3).compress(&[5; 1000], &mut frame).unwrap();
+        let mut frame = FrameCompressor::new(3).compress(&[5; 1000]).unwrap();
         assert_eq!(decompress_frame(&frame, 1000).unwrap(), [5; 1000]);
         assert!(decompress_frame(&frame, 999).is_err());
         assert!(decompress_frame(&frame, 1001).is_err());

@@ -82,13 +82,11 @@ impl PartStream {
         let (compressor, idle) = (self.compressor.clone(), self.idle.clone());
         let task = tokio::task::spawn_blocking(move || {
             let mut raw = raw;
-            let mut stored = Vec::new();
-            let compressed = compressor.compress(&raw, &mut stored);
+            let compressed = compressor.compress(&raw);
             raw.clear();
             idle.lock().unwrap_or_else(PoisonError::into_inner).push(raw);
             drop(permit);
-            stored.shrink_to_fit();
-            compressed.map(|()| stored)
+            compressed
         });
         self.send(Command::Frame(task, raw_size)).await
     }
