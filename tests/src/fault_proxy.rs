@@ -3,8 +3,7 @@
 //!
 //! Faults are data: *when* (so many bytes passed, or a request that contains some text) and *what then* (close, reset,
 //! stand still, lose the answer, answer something else), a limited number of times or always. Bytes are counted per
-//! connection, and exactly that many pass. Requests are recognised in one direction only, by their text on the wire, so
-//! for HTTP without TLS.
+//! connection, and exactly that many pass. Requests and answers are recognised by their text on the wire, so without TLS.
 
 mod connection;
 
@@ -30,6 +29,8 @@ pub enum Trigger {
     BytesToClient(u64),
     /// When the client sends this text.
     RequestWith(String),
+    /// When the server sends this text, and just after it has passed.
+    AnswerWith(String),
 }
 
 /// What happens then. All but `Delay` are the end of the connection.

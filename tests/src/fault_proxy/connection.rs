@@ -133,17 +133,23 @@ impl Pump<'_> {
             let limit = match (when, self.direction) {
                 (Trigger::BytesToServer(limit), Direction::ToServer)
                 | (Trigger::BytesToClient(limit), Direction::ToClient) => *limit,
-                (Trigger::RequestWith(text), Direction::ToServer) => {
-                    // What had passed before this chunk was looked at then, but for a text that began there.
-                    let begun = self.tail.len().saturating_sub(text.len().saturating_sub(1));
-                    let seen = [&self.tail[begun..], chunk].concat();
-                    return seen.windows(text.len()).any(|window| window == text.as_bytes()).then_some(0);
-                }
+                (Trigger::RequestWith(text), Direction::ToServer) => return self.end_of(text, chunk).map(|_| 0),
+                (Trigger::AnswerWith(text), Direction::ToClient) => return self.end_of(text, chunk),
                 _ => return None,
             };
             let allowed = limit.checked_sub(self.passed)?;
             (limit < end).then(|| usize::try_from(allowed).unwrap_or(chunk.len()))
         })
+    }
+
+    /// Where in this chunk a text ends that may have begun before it.
+    fn end_of(&self, text: &str, chunk: &[u8]) -> Option<usize> {
+        // What had passed before this chunk was looked at then, but for a text that began there.
+        let begun = self.tail.len().saturating_sub(text.len().saturating_sub(1));
+        let before = &self.tail[begun..];
+        let seen = [before, chunk].concat();
+        let start = seen.windows(text.len()).position(|window| window == text.as_bytes())?;
+        Some(start + text.len() - before.len())
     }
 
     async fn write(&mut self, to: &mut (impl AsyncWrite + Unpin), chunk: &[u8]) -> Result<(), End> {
@@ -159,10 +165,8 @@ impl Pump<'_> {
 
     fn remember(&mut self, chunk: &[u8]) {
         const LONGEST_TEXT: usize = 512;
-        if self.direction == Direction::ToServer {
-            self.tail.extend_from_slice(&chunk[chunk.len().saturating_sub(LONGEST_TEXT)..]);
-            self.tail.drain(..self.tail.len().saturating_sub(LONGEST_TEXT));
-        }
+        self.tail.extend_from_slice(&chunk[chunk.len().saturating_sub(LONGEST_TEXT)..]);
+        self.tail.drain(..self.tail.len().saturating_sub(LONGEST_TEXT));
     }
 }
 
