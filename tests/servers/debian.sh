@@ -13,9 +13,12 @@ need_root() { [ "$(id -u)" = 0 ] || fail "must be run as root, because it instal
 
 # One installer at a time: two test runs that start together must not unpack into the same folder.
 one_at_a_time() {
+    # A second descriptor would wait for the first one.
+    [ -n "${locked:-}" ] && return
     mkdir -p "$TEST_PREFIX"
     exec 9>"$TEST_PREFIX/.lock"
     flock -w 1800 9 || fail "another installer has held $TEST_PREFIX/.lock for half an hour."
+    locked=yes
 }
 
 # Installs the named packages of the machine's own suite that are missing.

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Installs Azurite, the Azure Blob server of the tests, into /opt/pgark-test/azurite: the npm package, and the Node.js
-# it asks for beside it, so that the machine's own (Debian 12 has 18) need only be able to run npm. Does nothing where
-# it is there already.
+# Installs Azurite, the Azure Blob server of the tests, into /opt/pgark-test/azurite: the npm package with every version
+# that azurite/package-lock.json pins, and the Node.js it asks for beside it, so that the machine's own (Debian 12 has
+# 18) need only be able to run npm. Does nothing where it is there already.
 set -euo pipefail
 . "$(dirname "$0")/debian.sh"
 
-VERSION=3.37.0
+VERSION=$(sed -n 's/.*"azurite": "\(.*\)".*/\1/p' "$(dirname "$0")/azurite/package.json")
 NODE_VERSION=22.23.3
 root=$TEST_PREFIX/azurite
 
@@ -27,10 +27,12 @@ if ! installed; then
     say "Installing Azurite $VERSION with Node.js $NODE_VERSION."
     rm -rf "$root"
     mkdir -p "$root"
+    cp "$(dirname "$0")/azurite/package.json" "$(dirname "$0")/azurite/package-lock.json" "$root/"
     # No package here needs its install script to run as a server.
-    npm install --silent --no-audit --no-fund --ignore-scripts --no-save --prefix "$root" "azurite@$VERSION" "$node@$NODE_VERSION" \
-        || fail "npm could not install Azurite: see above."
-    ln -s "node_modules/$node/bin/node" "$root/node"
+    npm=(npm --loglevel=error --no-audit --no-fund --ignore-scripts)
+    "${npm[@]}" ci --prefix "$root" || fail "npm could not install Azurite: see above."
+    "${npm[@]}" install --prefix "$root/runtime" "$node@$NODE_VERSION" || fail "npm could not install Node.js $NODE_VERSION: see above."
+    ln -s "runtime/node_modules/$node/bin/node" "$root/node"
     [ -f "$root/node_modules/azurite/dist/src/blob/main.js" ] || fail "the azurite package has no dist/src/blob/main.js any more."
     "$root/node" --version >/dev/null || fail "the unpacked Node.js does not run."
     echo "$VERSION $NODE_VERSION" >"$root/.complete"

@@ -36,7 +36,8 @@ install_native() {
         ours=1
     fi
     host_packages "postgresql-$major" "postgresql-client-$major"
-    [ -n "$ours" ] && [ -e "$defaults.dpkg-dist" ] && mv "$defaults.dpkg-dist" "$defaults"
+    # The package put its own defaults beside ours; from here on they hold again.
+    if [ -n "$ours" ] && [ -e "$defaults.ucf-dist" ]; then mv "$defaults.ucf-dist" "$defaults"; fi
     "$bin/postgres" --version >/dev/null || fail "postgresql-$major is installed, but $bin/postgres does not run."
     say "Installed $("$bin/postgres" --version)."
 }
@@ -46,7 +47,7 @@ install_newest() {
     local status=0
     # Not as the condition of an "if", where bash would carry on after an error.
     set +e
-    (set -e && install_unpacked 18 sid)
+    (set -e; install_unpacked 18 sid)
     status=$?
     set -e
     [ $status = 0 ] && return

@@ -17,6 +17,7 @@ mod protected_cluster;
 mod rgw_server;
 mod s3_server;
 mod server_process;
+mod standard_tools;
 mod tcp_port;
 mod temp_dir;
 mod test_user;
@@ -33,6 +34,7 @@ pub use protected_cluster::{ProtectedCluster, ProtectedClusterBuilder, archive_a
 pub use rgw_server::RgwServer;
 pub use s3_server::S3Server;
 pub use server_process::ServerProcess;
+pub use standard_tools::{bash, standard_tool};
 pub use tcp_port::free_tcp_port;
 pub use temp_dir::TempDir;
 pub use test_user::TestUser;

@@ -4,3 +4,4 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod recovery_targets;
+mod timelines;
