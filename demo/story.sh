@@ -75,7 +75,7 @@ CONF
 }
 
 say() { printf '%s\n' "$*"; }
-title() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+title() { if [ -t 1 ]; then printf '\n\033[1m== %s\033[0m\n' "$*"; else printf '\n== %s\n' "$*"; fi; }
 broken() {
     say "THE DEMO FAILED: $*" >&2
     exit 1
