@@ -11,5 +11,9 @@ pub(crate) fn damaged(repository: &ClusterRepository, key: &ObjectKey, reason: i
 
 /// Tells a failing store from damaged content: see [`read_failure`].
 pub(crate) fn reading_failed(repository: &ClusterRepository, key: &ObjectKey, error: io::Error) -> RepositoryError {
+    // The system's own words for it say nothing about the object.
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return damaged(repository, key, "it is cut short");
+    }
     read_failure(repository.store(), key, error)
 }

@@ -13,7 +13,9 @@ mod finish;
 mod part;
 mod tar_reader;
 mod tree;
+mod write_back;
 
+use std::any::Any;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,6 +32,7 @@ use tokio::runtime::Handle;
 
 use self::part::restore_part;
 use self::tree::Tree;
+use self::write_back::{end_of_writing, write_back};
 use crate::damage::{damaged, reading_failed};
 use crate::destination::Destination;
 use crate::survey::{DigestReader, Survey, decompress};
@@ -94,7 +97,9 @@ impl Extraction {
         let jobs = self.jobs.clamp(1, self.backup.parts.len().max(1));
         let (sender, receiver) = sync_channel::<Work>(1);
         let receiver = Mutex::new(receiver);
+        let (end, ended) = end_of_writing();
         std::thread::scope(|scope| {
+            let writing_back = scope.spawn(move || write_back(tree, &ended));
             let workers: Vec<_> =
                 (0..jobs).map(|_| scope.spawn(|| self.work(tree, &receiver, runtime, &stop))).collect();
             let dispatched = self.dispatch(tree, index, sender, &stop);
@@ -103,12 +108,11 @@ impl Extraction {
             }
             let mut result = dispatched;
             for worker in workers {
-                let done = worker
-                    .join()
-                    .unwrap_or_else(|_| Err(RepositoryError::Input("a thread of the restore died".to_owned()).into()));
+                let done = worker.join().unwrap_or_else(thread_died);
                 result = result.and(done);
             }
-            result
+            drop(end);
+            result.and(writing_back.join().unwrap_or_else(thread_died))
         })
     }
 
@@ -169,6 +173,10 @@ impl Extraction {
             }
         }
     }
+}
+
+fn thread_died(_: Box<dyn Any + Send>) -> Result<(), ExtractError> {
+    Err(RepositoryError::Input("a thread of the restore died".to_owned()).into())
 }
 
 pub(crate) fn io_failure(

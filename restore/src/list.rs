@@ -125,7 +125,9 @@ fn backup_table(catalogue: &Catalogue) -> Table {
         ("notes", Align::Left),
     ]);
     for backup in &catalogue.backups.finished {
-        let notes: Vec<String> = backup.annotations.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let damaged = backup.damaged_pages.is_some().then(|| "damaged pages in the source".to_owned());
+        let annotations = backup.annotations.iter().map(|(key, value)| format!("{key}={value}"));
+        let notes: Vec<String> = damaged.into_iter().chain(annotations).collect();
         table.row([
             backup.id.to_string(),
             format_time(backup.stop_time),

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read};
 use std::rc::Rc;
 
-use pgark_postgres::{BackupLabel, ChecksumAlgorithm, ControlFile, ManifestReader, TablespaceMap};
+use pgark_postgres::{BackupLabel, ChecksumAlgorithm, ControlFile, ManifestReader, TablespaceMap, WalRange};
 use pgark_repository::{
     Backup, ClusterRepository, IndexLine, IndexReader, IndexedMember, IndexedPart, ObjectKey, OpenedObject,
     RepositoryError, StoredFile, TAR_BLOCK,
@@ -100,6 +100,16 @@ impl Survey {
             return Err(wrong(format!(
                 "its pg_control is of system {}, not {}",
                 control.system_identifier, backup.server.system_identifier
+            )));
+        }
+        let server = &backup.server;
+        if control.segment_size.bytes() != u64::from(server.wal_segment_size) || control.major() != server.major() {
+            return Err(wrong(format!(
+                "its pg_control is of PostgreSQL {} with segments of {}, not {} with {} bytes",
+                control.major(),
+                control.segment_size,
+                server.major(),
+                server.wal_segment_size
             )));
         }
         let label = BackupLabel::parse(&label).map_err(|error| wrong(error.to_string()))?;
@@ -223,10 +233,28 @@ fn compare(
     {
         return Err(wrong("it lists other totals than backup.json".to_owned()));
     }
-    manifest.finish().map_err(manifest_failure)?;
+    let end = manifest.finish().map_err(manifest_failure)?;
+    check_positions(backup, &end.wal_ranges).map_err(|reason| damaged(repository, &manifest_key, reason))?;
     index_digest.check(repository, &index_key, &backup.index)?;
     manifest_digest.check(repository, &manifest_key, &backup.manifest)?;
     Ok(listing)
+}
+
+/// The positions of `backup.json`, from which the plan was made, must be the server's own. The manifest has the newest
+/// timeline first.
+fn check_positions(backup: &Backup, ranges: &[WalRange]) -> Result<(), String> {
+    let (Some(newest), Some(oldest)) = (ranges.first(), ranges.last()) else {
+        return Err("it names no WAL".to_owned());
+    };
+    let found = (oldest.timeline, oldest.start, newest.timeline, newest.end);
+    let expected = (backup.timeline, backup.start_lsn, backup.stop_timeline, backup.stop_lsn);
+    if found == expected {
+        return Ok(());
+    }
+    Err(format!(
+        "its WAL is {} on timeline {} to {} on {}, and backup.json says {} on {} to {} on {}",
+        found.1, found.0, found.3, found.2, expected.1, expected.0, expected.3, expected.2
+    ))
 }
 
 /// The tablespace that a path below the data directory lies in.

@@ -150,6 +150,10 @@ fn wrong_usage_exits_with_2() {
 #[test]
 fn nothing_stored_exits_with_3_and_says_what_to_check() {
     let host = Host::new();
+    let unmounted = host.run(&["list"]);
+    assert_eq!(code(&unmounted), 2, "{}", stderr(&unmounted));
+    assert!(stderr(&unmounted).contains("mount it"), "{}", stderr(&unmounted));
+    std::fs::create_dir(host.path("repository")).unwrap();
     for arguments in [&["list"][..], &["show", "20261120T020003Z-full"], &["base", "--to", "x"]] {
         let output = host.run(arguments);
         assert_eq!(code(&output), 3, "{}", stderr(&output));
@@ -312,6 +316,6 @@ fn d44_pg_rewind_gives_a_whole_path_and_the_cluster_is_told_from_it() {
     let destination = host.path("pg_wal").join(&name);
     let output = host.run(&["wal", &name, destination.to_str().unwrap()]);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
-    assert_eq!(host.fetched(), [name.clone()]);
+    assert_eq!(host.fetched(), std::slice::from_ref(&name));
     assert_eq!(code(&host.run(&["wal", &name, "pg_wal/RECOVERYXLOG"])), 0);
 }

@@ -13,6 +13,7 @@ use rustix::fs::AtFlags;
 use sha2::{Digest, Sha256};
 
 use super::tree::{LastParent, Tree};
+use super::write_back::sync_file_systems;
 use super::{ExtractError, Extraction, io_failure};
 use crate::damage::{damaged, reading_failed};
 use crate::destination::MARKER;
@@ -32,9 +33,8 @@ pub(super) fn finish(extraction: &Extraction, tree: &Tree, manifest: OpenedObjec
     write_file(tree, last, AUTO_CONF, &extraction.auto_conf)?;
     write_file(tree, last, extraction.signal_file.as_bytes(), b"")?;
     write_manifest(extraction, tree, last, manifest, map.as_deref())?;
+    sync_file_systems(tree)?;
     for root in tree.roots() {
-        // One call for each file system instead of one for each of many thousand files.
-        rustix::fs::syncfs(&root.handle).map_err(|error| io_failure("sync", &root.path, error))?;
         sync_parent(&root.path)?;
     }
     remove_marker(tree)?;
