@@ -34,6 +34,7 @@ lint: ## Runs clippy on every member; warnings are errors
 
 .PHONY: servers
 servers: ## Installs the servers of the everyday tests
+	tests/servers/install-tools.sh
 	tests/servers/install-postgres.sh
 	tests/servers/install-s3s.sh
 	tests/servers/install-azurite.sh

@@ -1,7 +1,16 @@
 //! Whole stories on real servers: a cluster is backed up and archived, something happens to it, it is restored, started
 //! and looked at. Nothing here knows the inside of pgark: programs, their exit codes and PostgreSQL's own tools speak.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod archive_command;
+mod encryption;
 mod recovery_targets;
+mod refusals;
+mod reports;
+mod standard_restore;
+mod standby;
+mod tablespaces;
 mod timelines;
+mod under_load;
+mod whole_loop;

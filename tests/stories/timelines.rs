@@ -77,9 +77,9 @@ fn siblings_of_one_backup_are_told_apart() {
     assert_eq!(rows(&server), "a0 a1 a2 c1 c2");
     let plan = cluster.restore().args(["base", "--dry-run", "--target-timeline", "2"]).succeed();
     assert!(plan.stdout.contains(&backup), "{}", plan.stdout);
-    let newest = cluster.restore().args(["list", "--json"]).succeed().stdout;
-    let newest = newest.split("\"id\":").filter_map(|rest| rest.split('"').nth(1)).find(|id| *id > backup.as_str());
-    let newest = newest.unwrap();
+    let list = cluster.restore().args(["list", "--json"]).succeed().stdout;
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let newest = list["backups"][1]["id"].as_str().unwrap();
     let arguments = ["base", "--dry-run", "--target-timeline", "2", "--backup", newest];
     let refused = cluster.restore().args(arguments).fail_with(3);
     assert!(refused.stderr.contains("timeline 2 does not contain"), "{}", refused.stderr);
