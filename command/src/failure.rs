@@ -115,8 +115,8 @@ fn report(program: Program, error: &anyhow::Error) -> ExitCode {
         return if usage.use_stderr() { ExitCode::Usage } else { ExitCode::Done };
     }
     let Verdict { code, hint } = judge(program, error);
-    // The chain on one line; each `source` adds a part. Several faults of a configuration are several lines.
-    let message = format!("{error:#}");
+    // Several faults of a configuration are several lines.
+    let message = chained(error);
     match logging::format() {
         LogFormat::Json => tracing::error!(
             target: "pgark_command",
@@ -134,6 +134,22 @@ fn report(program: Program, error: &anyhow::Error) -> ExitCode {
         }
     }
     code
+}
+
+/// The chain on one line; each `source` adds a part. Some libraries repeat their source in their own words: what has
+/// been said already is left out.
+fn chained(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for link in error.chain() {
+        let text = link.to_string();
+        if message.is_empty() {
+            message = text;
+        } else if !message.contains(&text) {
+            message.push_str(": ");
+            message.push_str(&text);
+        }
+    }
+    message
 }
 
 fn judge(program: Program, error: &anyhow::Error) -> Verdict {
@@ -186,7 +202,7 @@ mod tests {
         let failure = Failure::new(ExitCode::Unreachable, "there is no backup before the target").with_hint("go later");
         let error = anyhow::Error::from(failure).context("choose the backup");
         assert_eq!(judge(PROGRAM, &error), Verdict::new(ExitCode::Unreachable).with_hint("go later"));
-        assert_eq!(format!("{error:#}"), "choose the backup: there is no backup before the target");
+        assert_eq!(chained(&error), "choose the backup: there is no backup before the target");
     }
 
     #[test]
@@ -196,7 +212,13 @@ mod tests {
         assert_eq!(judge(PROGRAM, &judged).code, ExitCode::Damaged);
         let overruled = anyhow::Error::from(Failure::new(ExitCode::Failed, "give up").with_source(damaged));
         assert_eq!(judge(PROGRAM, &overruled), Verdict::new(ExitCode::Failed));
-        assert!(format!("{overruled:#}").starts_with("give up: "));
+        assert!(chained(&overruled).starts_with("give up: "));
+    }
+
+    #[test]
+    fn b35_what_a_library_repeats_is_said_once() {
+        let error = anyhow::anyhow!("connection refused").context("send: connection refused").context("store x");
+        assert_eq!(chained(&error), "store x: send: connection refused");
     }
 
     #[test]

@@ -80,6 +80,12 @@ fn credentials(source: &CredentialSource) -> Result<Credentials, ConfigurationEr
 #[must_use]
 pub fn judge_repository(error: &(dyn Error + 'static)) -> Option<Verdict> {
     let error = error.downcast_ref::<RepositoryError>()?;
+    if matches!(error, RepositoryError::Denied { .. }) {
+        // The same answer comes from keys that are wrong and from ones that have expired, and from a clock that is off:
+        // the configuration may well be right.
+        let hint = "check the credentials, what they allow, and the clock of this machine";
+        return Some(Verdict::new(ExitCode::Failed).with_hint(hint));
+    }
     Some(match error.kind() {
         ErrorKind::NotFound => Verdict::new(ExitCode::Unreachable),
         ErrorKind::Unavailable | ErrorKind::Conflict => Verdict::new(ExitCode::Failed),
