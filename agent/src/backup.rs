@@ -11,7 +11,7 @@ mod tar_stream;
 mod wal_delivery;
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -37,6 +37,9 @@ use crate::server::{Archiving, Server};
 
 /// Written into `backup_label`.
 const LABEL: &str = "pgark base backup";
+
+/// How long a backup that has failed waits until its uploads are aborted: a store that hangs must not hang the exit.
+const ABORT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Options of `backup`.
 #[derive(Args, Debug)]
@@ -115,7 +118,9 @@ pub async fn backup(
     let taken = match taken {
         Ok(taken) => taken,
         Err(error) => {
-            writing.abort().await;
+            if tokio::time::timeout(ABORT_PATIENCE, writing.abort()).await.is_err() {
+                tracing::warn!("a repository does not answer: pieces of an unfinished upload may be left in it");
+            }
             return Err(error.context("take the base backup"));
         }
     };
@@ -174,6 +179,7 @@ struct Taken {
 
 impl Source {
     async fn connect(options: &ConnectionOptions, configuration: &Configuration) -> anyhow::Result<Self> {
+        let options = &without_idle_timeout(options);
         let mut replication = ReplicationConnection::connect(options).await.context("open a replication connection")?;
         let identity = replication.identify_system().await?;
         let sql = Server::connect(options).await?;
@@ -182,7 +188,7 @@ impl Source {
         for file in &facts.files_outside {
             tracing::warn!(file, "lies outside the data directory and is not in the backup");
         }
-        let hold = WalHold::begin(&without_idle_timeout(options)).await?;
+        let hold = WalHold::begin(options).await?;
         let start_time = sql.clock().await?;
         tracing::info!(
             cluster = configuration.cluster.name,
@@ -246,7 +252,7 @@ impl Source {
         let wal = needed_wal::wal_range(&segments).context("the server's manifest names no WAL")?;
         let patience = match self.sql.archiving().await? {
             Archiving::On => configuration.backup.archive_wait,
-            Archiving::Off => std::time::Duration::ZERO,
+            Archiving::Off => Duration::ZERO,
         };
         tracing::info!(first = %wal.first, last = %wal.last, "waiting until the backup's WAL is stored");
         self.hold.deliver_histories(repositories, end.timeline, level).await?;
@@ -338,7 +344,8 @@ fn tablespaces(stream: &BaseBackupStream<'_>) -> Vec<Tablespace> {
         .collect()
 }
 
-/// The connection that holds the WAL idles for as long as the backup takes.
+/// All connections idle now and then: for ordinary SQL, and the one that holds the WAL, for as long as the backup takes,
+/// and the one of the base backup while the WAL is waited for.
 fn without_idle_timeout(options: &ConnectionOptions) -> ConnectionOptions {
     let own = "-c idle_session_timeout=0";
     let options_text = match &options.options {
