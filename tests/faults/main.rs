@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod connection;
-// mod damage;
+mod damage;
 mod damaged_source;
 mod disk_full;
 mod interrupted;

@@ -1,0 +1,130 @@
+//! The cluster of the damage matrix: two backups, three timelines, and the same in a plain, an encrypted and an S3
+//! repository.
+
+use std::fs;
+use std::path::PathBuf;
+
+use harness::{Outcome, S3Server, local_repository};
+
+use crate::repository_files::RepositoryFiles;
+use crate::site::{Site, encryption};
+
+pub(super) const REPOSITORIES: [&str; 3] = ["plain", "sealed", "s3"];
+
+pub(super) struct DamagedCluster {
+    pub(super) site: Site,
+    pub(super) old_backup: String,
+    pub(super) new_backup: String,
+    /// One of the first and one of the second timeline.
+    pub(super) segments: [String; 2],
+    /// What the table `t` holds at the end of the archive.
+    pub(super) rows: String,
+    /// The old backup as it is restored from whole objects.
+    pub(super) reference: PathBuf,
+    identifier: String,
+    s3: S3Server,
+}
+
+/// A stored object.
+pub(super) struct Stored {
+    pub(super) path: PathBuf,
+    pub(super) bytes: Vec<u8>,
+    /// What a message must contain to name it.
+    pub(super) shown: String,
+}
+
+impl DamagedCluster {
+    pub(super) fn start() -> Self {
+        let s3 = S3Server::start();
+        let mut site = Site::start_with_repository(|dir| {
+            let sealed = format!("{}{}", local_repository(dir, "sealed", "sealed"), encryption(dir));
+            format!("{}{sealed}{}", local_repository(dir, "plain", "plain"), s3.repository(dir, "s3"))
+        });
+        site.server().psql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS i");
+        let old_backup = site.backup();
+        let insert = "INSERT INTO t SELECT generate_series(1, 1000)";
+        site.server().psql(insert);
+        let mut segments = vec![site.archive_segment()];
+        for _ in 0..2 {
+            next_timeline(&mut site);
+            site.server().psql(insert);
+            segments.push(site.archive_segment());
+        }
+        let new_backup = site.backup();
+        site.server().psql(insert);
+        site.archive_segment();
+        let rows = site.server().psql("SELECT count(*) FROM t");
+        let identifier = site.server().psql("SELECT system_identifier FROM pg_control_system()");
+        let segments = [segments[0].clone(), segments[1].clone()];
+        let reference = site.dir().join("reference");
+        let cluster = Self { site, old_backup, new_backup, segments, rows, reference, identifier, s3 };
+        assert_eq!(cluster.base("plain", &cluster.old_backup).code, Some(0));
+        fs::rename(cluster.restored(), &cluster.reference).unwrap();
+        cluster
+    }
+
+    fn files(&self, repository: &str) -> RepositoryFiles {
+        match repository {
+            "s3" => RepositoryFiles::new(&self.s3.bucket_dir("backups")),
+            local => RepositoryFiles::new(&self.site.dir().join(local)),
+        }
+    }
+
+    fn stored(&self, repository: &str, texts: &[&str]) -> Stored {
+        let files = self.files(repository);
+        let path = files.path(&files.one(texts));
+        let bytes = fs::read(&path).unwrap();
+        let shown = path.file_name().unwrap().to_str().unwrap().to_owned();
+        Stored { path, bytes, shown }
+    }
+
+    pub(super) fn object_of_backup(&self, repository: &str, id: &str, name: &str) -> Stored {
+        self.stored(repository, &[&format!("/backups/{id}/{name}")])
+    }
+
+    pub(super) fn wal_object(&self, repository: &str, name: &str) -> Stored {
+        self.stored(repository, &["/wal/", name])
+    }
+
+    /// Where [`Self::base`] restores to.
+    pub(super) fn restored(&self) -> PathBuf {
+        self.site.dir().join("restored")
+    }
+
+    pub(super) fn forget_restored(&self) {
+        drop(fs::remove_dir_all(self.restored()));
+    }
+
+    pub(super) fn base(&self, repository: &str, id: &str) -> Outcome {
+        let base = self.site.restore().args(["--quiet", "--repository", repository, "base", "--backup", id]);
+        base.args(["--target-immediate", "--to"]).arg(self.restored()).run()
+    }
+
+    /// Where [`Self::wal`] puts the file.
+    pub(super) fn destination(&self) -> PathBuf {
+        self.site.dir().join("RECOVERYXLOG")
+    }
+
+    pub(super) fn wal(&self, repository: &str, name: &str) -> Outcome {
+        let wal = self.site.restore().args(["--repository", repository, "wal"]);
+        wal.args(["--system-identifier", &self.identifier, name]).arg(self.destination()).run()
+    }
+
+    /// The right content of a WAL file, from whole objects.
+    pub(super) fn fetched(&self, repository: &str, name: &str) -> Vec<u8> {
+        let outcome = self.wal(repository, name);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        let content = fs::read(self.destination()).unwrap();
+        fs::remove_file(self.destination()).unwrap();
+        content
+    }
+}
+
+/// Makes the server a standby of nobody, and promotes it.
+fn next_timeline(site: &mut Site) {
+    site.server_mut().stop_fast();
+    fs::write(site.server().data_dir().join("standby.signal"), "").unwrap();
+    site.server().own_data_dir();
+    site.server_mut().start();
+    site.server_mut().promote();
+}
