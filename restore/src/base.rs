@@ -53,7 +53,7 @@ pub struct BaseArguments {
     /// Whether the restored server archives its WAL [default: off; with --standby: keep]
     ///
     /// A restored copy would write into the archive of the original. When the copy takes the place of the original,
-    /// turn archiving on again: ALTER SYSTEM RESET archive_mode, then restart.
+    /// turn archiving on again: ALTER SYSTEM SET archive_mode = on, then restart.
     #[arg(long, value_enum, value_name = "MODE")]
     archive_mode: Option<Archiving>,
 
@@ -335,13 +335,14 @@ impl Output<'_> {
         if pauses {
             writeln!(
                 report,
-                "            at the target it pauses: SELECT pg_wal_replay_resume() opens it for writing"
+                "            at the target it pauses: SELECT pg_wal_replay_resume() opens it for writing, and frees the locks of \
+                 transactions that were under way"
             )?;
         }
         if self.settings.archiving == Archiving::Off {
             writeln!(
                 report,
-                "            if it takes the place of the original: ALTER SYSTEM RESET archive_mode, restart, and take \
+                "            if it takes the place of the original: ALTER SYSTEM SET archive_mode = on, restart, and take \
                  a new backup"
             )?;
         }
