@@ -5,7 +5,7 @@ use std::io::{self, Read};
 
 use pgark_postgres::SystemIdentifier;
 
-use crate::encryption::{Identities, Recipients};
+use crate::encryption::{Identities, Recipients, decrypt_reason};
 use crate::error::{RepositoryError, Result};
 use crate::keys::{ClusterKeys, ObjectKey, Sealing, is_cluster_name};
 use crate::store::{ObjectReader, RepositoryOptions, Store};
@@ -145,22 +145,8 @@ impl ClusterRepository {
                 Err(no_key(format!("it was encrypted to other keys than {own}")))
             }
             Ok(Err(age::DecryptError::Io(error))) => Err(read_failure(self.store(), key, error)),
-            Ok(Err(error)) => Err(self.store().damaged(key, reason_of(&error))),
+            Ok(Err(error)) => Err(self.store().damaged(key, decrypt_reason(&error))),
             Err(error) => Err(self.store().damaged(key, error.to_string())),
-        }
-    }
-}
-
-/// In our own words: age's go through its translations, and it panics where it does not find them.
-fn reason_of(error: &age::DecryptError) -> &'static str {
-    match error {
-        age::DecryptError::DecryptionFailed => "its content does not fit its key",
-        age::DecryptError::InvalidHeader => "its age header cannot be read",
-        age::DecryptError::InvalidMac => "its age header was changed",
-        age::DecryptError::KeyDecryptionFailed => "a key in its age header cannot be read",
-        age::DecryptError::UnknownFormat => "it is no age file of a version that is known",
-        age::DecryptError::ExcessiveWork { .. } | age::DecryptError::Io(_) | age::DecryptError::NoMatchingKeys => {
-            "it is no age file of pgark"
         }
     }
 }
