@@ -141,7 +141,10 @@ pub(crate) struct ContentNote {
 pub(crate) fn read_note(mut input: impl Read) -> io::Result<Option<(ContentNote, u64)>> {
     let reader = StanzaReader(Mutex::new(None));
     let mut counted = CountingReader { inner: &mut input, count: 0 };
-    let decryptor = age::Decryptor::new(&mut counted).map_err(io::Error::other)?;
+    let decryptor = age::Decryptor::new(&mut counted).map_err(|error| match error {
+        age::DecryptError::Io(error) => error,
+        error => io::Error::new(io::ErrorKind::InvalidData, decrypt_reason(&error)),
+    })?;
     // No identity opens it: only the stanzas are looked at.
     drop(decryptor.decrypt(std::iter::once(&reader as &dyn age::Identity)));
     let note = reader.0.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -151,6 +154,18 @@ pub(crate) fn read_note(mut input: impl Read) -> io::Result<Option<(ContentNote,
         let size = counted.count.saturating_add(note.content_size).saturating_add(chunks * 16);
         (note, size)
     }))
+}
+
+/// In our own words: age's go through its translations, and it panics where it does not find them.
+pub(crate) fn decrypt_reason(error: &age::DecryptError) -> &'static str {
+    match error {
+        age::DecryptError::DecryptionFailed => "its content does not fit its key",
+        age::DecryptError::InvalidHeader => "its age header cannot be read",
+        age::DecryptError::InvalidMac => "its age header was changed",
+        age::DecryptError::KeyDecryptionFailed => "a key in its age header cannot be read",
+        age::DecryptError::UnknownFormat => "it is no age file of a version that is known",
+        _ => "it is no age file of pgark",
+    }
 }
 
 struct CountingReader<R> {
