@@ -28,7 +28,10 @@ fn main() -> std::process::ExitCode {
         let arguments = Arguments::try_parse()?;
         let environment = Environment::of_process();
         start_logging(&arguments.global, Level::INFO, &environment);
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+        // One thread moves the bytes, so that no wake-up crosses threads; compression, encryption and local files have
+        // threads of their own.
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
         let outcome: anyhow::Result<ExitCode> = match arguments.command {
             Command::Backup(backup) => runtime.block_on(pgark_agent::backup(&arguments.global, &environment, &backup)),
         };

@@ -54,7 +54,7 @@ impl Target {
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
         let bytes = match &mut self.seal {
             None => bytes,
-            Some(stream) => stream.push(&bytes).map_err(encrypt_failure)?.into(),
+            slot @ Some(_) => encrypt(slot, bytes).await?,
         };
         if bytes.is_empty() { Ok(()) } else { self.writer.write(bytes).await }
     }
@@ -65,6 +65,18 @@ impl Target {
         }
         self.writer.finish().await
     }
+}
+
+/// Encrypts on a thread of its own: the caller's moves the bytes of the server.
+async fn encrypt(slot: &mut Option<EncryptedStream>, bytes: Bytes) -> Result<Bytes> {
+    let Some(mut stream) = slot.take() else { return Ok(bytes) };
+    let task = tokio::task::spawn_blocking(move || {
+        let sealed = stream.push(&bytes);
+        (stream, sealed)
+    });
+    let (stream, sealed) = task.await.map_err(|error| encrypt_failure(std::io::Error::other(error)))?;
+    *slot = Some(stream);
+    Ok(sealed.map_err(encrypt_failure)?.into())
 }
 
 fn encrypt_failure(error: std::io::Error) -> RepositoryError {
