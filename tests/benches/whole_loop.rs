@@ -102,6 +102,7 @@ impl Bench {
         let mut command = Command::new("pgbackrest");
         command
             .args(["--stanza=bench", "--config=/dev/null", "--log-level-file=off", "--log-level-console=warn"])
+            .arg(format!("--spool-path={}", self.dir.join("spool").display()))
             .args(["--process-max=2", "--start-fast", "--no-archive-check", "--repo1-bundle", "--compress-type=zst"])
             .arg(format!("--compress-level={LEVEL}"))
             .arg(format!("--pg1-path={}", data_dir.display()))
