@@ -188,6 +188,13 @@ impl Source {
         for file in &facts.files_outside {
             tracing::warn!(file, "lies outside the data directory and is not in the backup");
         }
+        if let Some(names) = sql.tablespaces_left_out(&facts).await? {
+            bail!(
+                "PostgreSQL {} leaves tablespaces within the data directory out of a base backup, and there are some: \
+                 {names}; give them a LOCATION, or upgrade to 16 or later",
+                facts.major()
+            );
+        }
         let hold = WalHold::begin(options).await?;
         let start_time = sql.clock().await?;
         tracing::info!(

@@ -83,6 +83,18 @@ impl Server {
         Ok(if archives { Archiving::On } else { Archiving::Off })
     }
 
+    /// Tablespaces within the data directory (`allow_in_place_tablespaces`), which a server before 16 leaves out of a
+    /// base backup as soon as it is asked for the map of tablespaces. Neither it nor its manifest says so.
+    pub(crate) async fn tablespaces_left_out(&self, facts: &ServerFacts) -> Result<Option<String>, ServerError> {
+        if facts.major() >= 16 {
+            return Ok(None);
+        }
+        let query = "SELECT coalesce(string_agg(spcname::text, ', '), '') FROM pg_tablespace \
+                     WHERE pg_tablespace_location(oid) LIKE 'pg_tblspc/%'";
+        let names: String = self.one("its tablespaces", query).await?;
+        Ok(if names.is_empty() { None } else { Some(names) })
+    }
+
     /// Everything of [`ServerFacts`] that a server knows; the identifier comes from the replication connection.
     pub(crate) async fn facts(
         &self,
