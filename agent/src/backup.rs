@@ -334,6 +334,7 @@ impl Taken {
             annotations: annotations.clone(),
             damaged_pages: self.damaged_pages.clone(),
             written_by: concat!("pgark ", env!("CARGO_PKG_VERSION")).to_owned(),
+            checksum: String::new(),
         };
         Ok(self.checked.commit(&facts).await?)
     }

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use pgark_postgres::{Lsn, SegmentName, SystemIdentifier, TimelineId};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::backup_id::{BackupId, BackupKind};
 use crate::cluster::ClusterRepository;
@@ -14,6 +16,8 @@ use crate::keys::{ObjectKey, Sealing};
 
 /// The newest format of `backup.json` that this program reads, and the one that it writes.
 pub const BACKUP_FORMAT: u64 = 1;
+/// What stands in the place of the checksum while it is computed.
+const BLANK_CHECKSUM: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 /// A commit mark has a line a part: even 100 TB stay far below.
 const BACKUP_LIMIT: u64 = 256 << 20;
 
@@ -66,14 +70,47 @@ pub struct Backup {
     pub damaged_pages: Option<String>,
     /// The program that wrote it.
     pub written_by: String,
+    /// SHA-256, 64 hex digits, over the whole object with zeros in this place. The last field.
+    pub checksum: String,
 }
 
 impl Backup {
+    /// The content of `backup.json`, with its checksum.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub(crate) fn to_json(&self) -> Result<Bytes> {
+        let blank = Self { checksum: BLANK_CHECKSUM.to_owned(), ..self.clone() };
+        let json = to_json(&blank)?;
+        let text = String::from_utf8_lossy(&json);
+        Ok(with_checksum(&text, BLANK_CHECKSUM, &sha256_hex(&json)).into())
+    }
+
     /// Whether its parts, manifest and index are encrypted.
     #[must_use]
     pub fn sealing(&self) -> Sealing {
         if self.recipients.is_empty() { Sealing::Plain } else { Sealing::Age }
     }
+}
+
+/// Puts another value into the last field.
+fn with_checksum(json: &str, from: &str, to: &str) -> String {
+    match json.rfind(from) {
+        Some(at) => format!("{}{to}{}", &json[..at], &json[at + from.len()..]),
+        None => json.to_owned(),
+    }
+}
+
+fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A value as indented JSON with a newline at its end.
+pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<Bytes> {
+    let mut json = serde_json::to_vec_pretty(value)
+        .map_err(|error| RepositoryError::Input(format!("writing JSON failed: {error}")))?;
+    json.push(b'\n');
+    Ok(json.into())
 }
 
 /// What the server said of itself.
@@ -232,6 +269,10 @@ impl ClusterRepository {
         let key = self.keys().backup(id);
         let bytes = self.store().read(&key, BACKUP_LIMIT).await?;
         let backup: Backup = self.parse_json(&key, &bytes)?;
+        let blank = with_checksum(&String::from_utf8_lossy(&bytes), &backup.checksum, BLANK_CHECKSUM);
+        if sha256_hex(blank.as_bytes()) != backup.checksum {
+            return Err(self.store().damaged(&key, "it does not match its own checksum"));
+        }
         if backup.id != *id || backup.server.system_identifier != self.system_identifier() {
             let reason = format!(
                 "it describes {} of system {}, not the backup it is stored as",

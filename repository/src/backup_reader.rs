@@ -4,7 +4,7 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
 use crate::backup::Backup;
 use crate::cluster::{ClusterRepository, OpenedObject};
-use crate::compression::{FRAME_BYTES, decompress_frame};
+use crate::compression::{FRAME_BYTES, MAX_STORED_FRAME, decompress_frame};
 use crate::error::Result;
 use crate::index::{IndexReader, IndexedPart};
 use crate::keys::ObjectKey;
@@ -72,13 +72,11 @@ impl ClusterRepository {
         length: usize,
     ) -> io::Result<Vec<u8>> {
         let invalid = |reason: &str| io::Error::new(io::ErrorKind::InvalidData, reason);
-        let end = offset + length as u64;
-        if end > part.raw_size {
-            return Err(invalid("the range ends behind the part"));
-        }
+        let end = offset.checked_add(length as u64).filter(|end| *end <= part.raw_size);
+        let end = end.ok_or_else(|| invalid("the range ends behind the part"))?;
         let frame_bytes = FRAME_BYTES as u64;
         let first = offset / frame_bytes;
-        let mut raw = Vec::with_capacity(length);
+        let mut raw = Vec::new();
         let mut stored_offset: u64 = 0;
         for (number, stored) in (0u64..).zip(&part.frames) {
             let start = number * frame_bytes;
@@ -88,6 +86,9 @@ impl ClusterRepository {
             if number >= first {
                 let raw_size = frame_bytes.min(part.raw_size.saturating_sub(start));
                 object.seek(SeekFrom::Start(stored_offset))?;
+                if *stored as usize > MAX_STORED_FRAME {
+                    return Err(invalid("a frame is longer than frames can be"));
+                }
                 let mut frame = vec![0; *stored as usize];
                 object.read_exact(&mut frame)?;
                 let frame = decompress_frame(&frame, raw_size as usize)?;

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use self::fan_out::FanOut;
 pub use self::manifest::ManifestWriter;
 use self::parts::{FinishedPart, PartStream};
-use crate::backup::{BACKUP_FORMAT, Backup, Part, Started, StoredFile, Totals};
+use crate::backup::{BACKUP_FORMAT, Backup, Part, Started, StoredFile, Totals, to_json};
 use crate::backup_id::{BackupId, BackupKind};
 use crate::cluster::ClusterRepository;
 use crate::compression::FrameCompressor;
@@ -108,7 +108,7 @@ impl BackupWriter {
     pub async fn begin_member(&mut self, member: &TarMember) -> Result<()> {
         self.check_complete()?;
         let header = member.header().map_err(|error| RepositoryError::Input(error.to_string()))?;
-        if self.part_offset >= self.options.part_bytes {
+        if self.part_offset >= self.options.part_bytes.max(1) {
             self.end_part().await?;
         }
         let offset = self.part_offset;
@@ -258,7 +258,10 @@ impl CheckedBackup {
         let stored = self.stored;
         let mut index = FanOut::begin(&stored.repositories, |keys, sealing| keys.index(&stored.id, sealing)).await?;
         for chunk in &stored.index.compressed {
-            index.write(chunk.clone()).await?;
+            if let Err(error) = index.write(chunk.clone()).await {
+                index.abort().await;
+                return Err(error);
+            }
         }
         let objects = index.finish().await?;
         let mut first = None;
@@ -266,6 +269,7 @@ impl CheckedBackup {
             let key = repository.keys().index(&stored.id, repository.sealing());
             let mut backup = facts(stored.id.clone());
             backup.format = BACKUP_FORMAT;
+            backup.id = stored.id.clone();
             backup.kind = stored.kind;
             backup.parts = stored.parts.iter().map(|part| part.in_repository(place)).collect();
             backup.manifest = self.manifest[place].clone();
@@ -280,7 +284,7 @@ impl CheckedBackup {
                 + backup.manifest.stored_size
                 + backup.index.stored_size;
             backup.recipients = repository.recipients().public_keys();
-            let json = to_json(&backup)?;
+            let json = backup.to_json()?;
             let key = repository.keys().backup(&stored.id);
             if repository.store().create(&key, json).await? == Creation::Different {
                 return Err(RepositoryError::Conflict { repository: repository.name().to_owned(), key });
@@ -338,13 +342,6 @@ async fn claim(
     Err(RepositoryError::Input(
         "ten backup ids in a row were taken by others; is another backup being started in a loop?".to_owned(),
     ))
-}
-
-fn to_json<T: serde::Serialize>(value: &T) -> Result<Bytes> {
-    let mut json = serde_json::to_vec_pretty(value)
-        .map_err(|error| RepositoryError::Input(format!("writing JSON failed: {error}")))?;
-    json.push(b'\n');
-    Ok(json.into())
 }
 
 /// The index as it grows: compressed at once, since a cluster may have millions of files.

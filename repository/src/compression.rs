@@ -18,6 +18,9 @@ use crate::digest::RawDigest;
 /// Raw bytes of one frame; the last of a part or segment is shorter.
 pub const FRAME_BYTES: usize = 4 << 20;
 
+/// No frame of so many raw bytes is longer (zstd's own bound is 16 KiB above them).
+pub(crate) const MAX_STORED_FRAME: usize = FRAME_BYTES + (64 << 10);
+
 const NOTE_MAGIC: [u8; 4] = [0x5E, 0x2A, 0x4D, 0x18];
 const NOTE_TAG: &str = "pgark-raw-blake3";
 /// No sensible note is longer.

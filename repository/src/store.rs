@@ -10,21 +10,24 @@ mod durable_file;
 mod location;
 mod object_reader;
 mod object_writer;
+mod request;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 pub use location::{Credentials, RepositoryOptions};
 pub use object_reader::ObjectReader;
 pub use object_writer::{ObjectWriter, StoredObject};
 
 use self::durable_file::DurableFile;
+use self::request::{CREATE_LIMIT, is_about_range};
 use crate::error::{RepositoryError, Result};
 use crate::keys::ObjectKey;
 
@@ -52,13 +55,23 @@ pub struct ListedObject {
 }
 
 /// A repository's storage. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Store {
     name: Arc<str>,
     objects: Arc<dyn ObjectStore>,
+    /// The same place through a client that waits out longer outages: for uploads that took hours to get
+    /// where they are.
+    patient: Arc<dyn ObjectStore>,
     prefix: Path,
     /// The local directory, where there is one: what is created there goes through `DurableFile`.
     directory: Option<Arc<PathBuf>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The clients would show their settings, of which some are secret.
+        f.debug_struct("Store").field("name", &self.name).field("prefix", &self.prefix.as_ref()).finish_non_exhaustive()
+    }
 }
 
 impl Store {
@@ -94,32 +107,43 @@ impl Store {
             return self.create_local(self.local_path(directory, key), key, bytes).await;
         }
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let path = self.path(key);
+        let size = bytes.len() as u64;
+        let started = Instant::now();
         let mut attempt = 1;
         loop {
             let payload = PutPayload::from_bytes(bytes.clone());
-            match self.objects.put_opts(&self.path(key), payload, options.clone()).await {
-                Ok(_) => return Ok(Creation::Created),
-                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                    return self.compare(key, &bytes).await;
-                }
-                Err(error) => {
-                    let error = self.failure("create", key, error);
-                    let again = matches!(error, RepositoryError::Unavailable { .. });
-                    if !again || attempt == CREATE_ATTEMPTS {
-                        return Err(error);
+            let error = match self.limited(size, self.objects.put_opts(&path, payload, options.clone())).await {
+                Some(Ok(_)) => return Ok(Creation::Created),
+                Some(Err(taken @ (Error::AlreadyExists { .. } | Error::Precondition { .. }))) => {
+                    match self.compare(key, &bytes).await? {
+                        Some(outcome) => return Ok(outcome),
+                        // Another create or a deletion was under way; a store says so in the same words.
+                        None => self.unavailable("create", key, taken),
                     }
-                    tracing::debug!(%key, attempt, error = &error as &dyn std::error::Error, "create again");
-                    tokio::time::sleep(Duration::from_millis(200 << attempt)).await;
-                    attempt += 1;
                 }
+                Some(Err(error)) => self.failure("create", key, error),
+                None => self.no_answer("create", key, size),
+            };
+            let again = matches!(error, RepositoryError::Unavailable { .. });
+            if !again || attempt == CREATE_ATTEMPTS || started.elapsed() > CREATE_LIMIT {
+                return Err(error);
             }
+            tracing::debug!(%key, attempt, error = &error as &dyn std::error::Error, "create again");
+            tokio::time::sleep(Duration::from_millis(200 << attempt)).await;
+            attempt += 1;
         }
     }
 
-    async fn compare(&self, key: &ObjectKey, bytes: &Bytes) -> Result<Creation> {
+    /// Compares an object with these bytes; `None` when it is not there.
+    async fn compare(&self, key: &ObjectKey, bytes: &Bytes) -> Result<Option<Creation>> {
         let size = bytes.len() as u64;
-        let same = self.size(key).await? == Some(size) && self.read(key, size).await? == *bytes;
-        Ok(if same { Creation::Identical } else { Creation::Different })
+        let same = match self.size(key).await? {
+            None => return Ok(None),
+            Some(there) if there != size => false,
+            Some(_) => self.read(key, size).await? == *bytes,
+        };
+        Ok(Some(if same { Creation::Identical } else { Creation::Different }))
     }
 
     async fn create_local(&self, path: PathBuf, key: &ObjectKey, bytes: Bytes) -> Result<Creation> {
@@ -135,7 +159,9 @@ impl Store {
         match created {
             Ok(()) => Ok(Creation::Created),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                let outcome = self.compare(key, &bytes).await?;
+                let Some(outcome) = self.compare(key, &bytes).await? else {
+                    return Err(self.unavailable("create", key, "it was deleted while it was looked at"));
+                };
                 if outcome == Creation::Identical {
                     self.settle(key).await?;
                 }
@@ -185,12 +211,17 @@ impl Store {
     /// `NotFound`; `Damaged` when it is larger than `limit` or arrives short; or when the store
     /// refuses or cannot be reached.
     pub async fn read(&self, key: &ObjectKey, limit: u64) -> Result<Bytes> {
-        let got = self.objects.get(&self.path(key)).await.map_err(|error| self.failure("read", key, error))?;
+        let path = self.path(key);
+        let got = self.repeated("read", key, 0, || self.objects.get(&path)).await?;
         let size = got.meta.size;
         if size > limit {
             return Err(self.damaged(key, format!("it has {size} bytes, at most {limit} are sensible")));
         }
-        let bytes = got.bytes().await.map_err(|error| self.failure("read", key, error))?;
+        let bytes = match self.limited(size, got.bytes()).await {
+            Some(answer) => answer.map_err(|error| self.failure("read", key, error))?,
+            // The content stood still. Ranges have attempts of their own.
+            None => self.read_range(key, 0, size).await?,
+        };
         if bytes.len() as u64 != size {
             return Err(self.damaged(key, format!("{} of {size} bytes arrived", bytes.len())));
         }
@@ -202,16 +233,24 @@ impl Store {
     /// # Errors
     /// As [`Store::read`]; `Damaged` when the object ends earlier.
     pub async fn read_range(&self, key: &ObjectKey, offset: u64, length: u64) -> Result<Bytes> {
-        let bytes = self
-            .objects
-            .get_range(&self.path(key), offset..offset + length)
-            .await
-            .map_err(|error| self.failure("read", key, error))?;
-        if bytes.len() as u64 != length {
-            let reason = format!("it ends before byte {}", offset + length);
-            return Err(self.damaged(key, reason));
+        let Some(end) = offset.checked_add(length) else {
+            return Err(self.damaged(key, format!("it cannot have {length} bytes from byte {offset} on")));
+        };
+        if length == 0 {
+            return Ok(Bytes::new());
         }
-        Ok(bytes)
+        let short = || self.damaged(key, format!("it ends before byte {end}"));
+        let path = self.path(key);
+        match self.repeated("read", key, length, || self.objects.get_range(&path, offset..end)).await {
+            Ok(bytes) if bytes.len() as u64 == length => Ok(bytes),
+            Ok(_) => Err(short()),
+            // Stores have many words for a range behind the end; its size tells.
+            Err(error @ RepositoryError::Unavailable { .. }) if is_about_range(&error) => match self.size(key).await {
+                Ok(Some(size)) if size < end => Err(short()),
+                _ => Err(error),
+            },
+            Err(error) => Err(error),
+        }
     }
 
     /// The stored size in bytes, or `None` when the store says that the object does not exist.
@@ -219,13 +258,35 @@ impl Store {
     /// # Errors
     /// When the store refuses or cannot be reached: then nothing is known.
     pub async fn size(&self, key: &ObjectKey) -> Result<Option<u64>> {
-        match self.objects.head(&self.path(key)).await {
-            Ok(meta) => Ok(Some(meta.size)),
-            Err(error) => match self.failure("look at", key, error) {
-                RepositoryError::NotFound { .. } => Ok(None),
-                error => Err(error),
-            },
+        let path = self.path(key);
+        // The answer to HEAD has no body that could tell a missing object from a missing bucket or from a
+        // proxy's idea of the path, so the first byte is read. An empty object has none, and is asked with HEAD.
+        let asked = if self.directory.is_some() {
+            self.repeated("look at", key, 0, || self.objects.head(&path)).await.map(|meta| meta.size)
+        } else {
+            match self.repeated("look at", key, 0, || self.first_byte(&path)).await {
+                Err(error @ RepositoryError::Unavailable { .. }) if is_about_range(&error) => {
+                    let head = self.once("look at", key, 0, self.objects.head(&path)).await;
+                    head.map(|meta| meta.size).map_err(|_| error)
+                }
+                other => other,
+            }
+        };
+        match asked {
+            Ok(size) => Ok(Some(size)),
+            Err(RepositoryError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Reads one byte and returns the size of the whole object.
+    async fn first_byte(&self, path: &Path) -> object_store::Result<u64> {
+        let options = GetOptions { range: Some(GetRange::Bounded(0..1)), ..GetOptions::default() };
+        let got = self.objects.get_opts(path, options).await?;
+        let size = got.meta.size;
+        // Read to its end, so that the connection can be used again.
+        got.bytes().await?;
+        Ok(size)
     }
 
     /// Lists every object below a folder, in no particular order.
@@ -234,14 +295,16 @@ impl Store {
     /// When any page of the listing fails: a part of a listing is never taken for the whole.
     pub async fn list(&self, folder: &ObjectKey) -> Result<Vec<ListedObject>> {
         let path = self.path(folder);
-        let entries: Vec<_> = self
-            .objects
-            .list(Some(&path))
-            .map_ok(|meta| (meta.location, meta.size))
-            .try_collect()
-            .await
-            .map_err(|error| self.failure("list", folder, error))?;
-        Ok(entries.into_iter().filter_map(|(location, size)| self.listed(&location, size)).collect())
+        let mut entries = self.objects.list(Some(&path));
+        let mut listed = Vec::new();
+        // A limit for each entry: what takes long is the page behind it.
+        while let Some(meta) = self.once("list", folder, 0, entries.try_next()).await? {
+            listed.extend(self.listed(&meta.location, meta.size));
+        }
+        if listed.is_empty() {
+            self.prove_empty(folder).await?;
+        }
+        Ok(listed)
     }
 
     /// Lists the objects directly in a folder, and the folders in it.
@@ -249,15 +312,33 @@ impl Store {
     /// # Errors
     /// As [`Store::list`].
     pub async fn list_folder(&self, folder: &ObjectKey) -> Result<(Vec<ListedObject>, Vec<ObjectKey>)> {
-        let result = self
-            .objects
-            .list_with_delimiter(Some(&self.path(folder)))
-            .await
-            .map_err(|error| self.failure("list", folder, error))?;
-        let objects = result.objects.iter().filter_map(|meta| self.listed(&meta.location, meta.size)).collect();
-        let folders =
+        let path = self.path(folder);
+        let result = self.repeated("list", folder, 0, || self.objects.list_with_delimiter(Some(&path))).await?;
+        let objects: Vec<_> = result.objects.iter().filter_map(|meta| self.listed(&meta.location, meta.size)).collect();
+        let folders: Vec<_> =
             result.common_prefixes.iter().filter_map(|path| self.listed(path, 0)).map(|listed| listed.key).collect();
+        if objects.is_empty() && folders.is_empty() {
+            self.prove_empty(folder).await?;
+        }
         Ok((objects, folders))
+    }
+
+    /// Makes sure that an empty listing came from the store. A page that a proxy puts in its place reads as
+    /// a listing without entries, and a directory that is not mounted has none either.
+    async fn prove_empty(&self, folder: &ObjectKey) -> Result<()> {
+        if let Some(directory) = &self.directory {
+            let path = Arc::clone(directory);
+            return match blocking(move || std::fs::metadata(path.as_path())).await {
+                Ok(_) => Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    let reason =
+                        format!("its directory {} does not exist; create it, or mount it", directory.display());
+                    Err(RepositoryError::Configuration { repository: self.name().to_owned(), reason })
+                }
+                Err(source) => Err(io_failure("list", directory, source)),
+            };
+        }
+        self.size(&ObjectKey::new(format!("{folder}/-"))).await.map(drop)
     }
 
     fn listed(&self, location: &Path, size: u64) -> Option<ListedObject> {
@@ -271,38 +352,15 @@ impl Store {
     /// # Errors
     /// When the store refuses or cannot be reached.
     pub async fn delete(&self, key: &ObjectKey) -> Result<()> {
-        match self.objects.delete(&self.path(key)).await {
-            Ok(()) => Ok(()),
-            Err(error) => match self.failure("delete", key, error) {
-                RepositoryError::NotFound { .. } => Ok(()),
-                error => Err(error),
-            },
+        let path = self.path(key);
+        match self.repeated("delete", key, 0, || self.objects.delete(&path)).await {
+            Err(RepositoryError::NotFound { .. }) => Ok(()),
+            other => other,
         }
     }
 
     pub(crate) fn damaged(&self, key: &ObjectKey, reason: impl Into<String>) -> RepositoryError {
         RepositoryError::Damaged { repository: self.name.to_string(), key: key.clone(), reason: reason.into() }
-    }
-
-    /// Sorts a store's error: only an object that a proper answer calls missing is `NotFound`.
-    fn failure(&self, operation: &'static str, key: &ObjectKey, error: object_store::Error) -> RepositoryError {
-        let repository = self.name.to_string();
-        match error {
-            // A missing bucket or container is a mistake in the configuration, not an absent object.
-            object_store::Error::NotFound { source, .. }
-                if ["NoSuchBucket", "ContainerNotFound"].iter().any(|code| source.to_string().contains(code)) =>
-            {
-                let reason = "its bucket or container does not exist; create it or correct the url";
-                RepositoryError::Configuration { repository, reason: reason.to_owned() }
-            }
-            object_store::Error::NotFound { .. } => RepositoryError::NotFound { repository, key: key.clone() },
-            source @ (object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. }) => {
-                RepositoryError::Denied { repository, operation, key: key.clone(), source: Box::new(source) }
-            }
-            source => {
-                RepositoryError::Unavailable { repository, operation, key: key.clone(), source: Box::new(source) }
-            }
-        }
     }
 }
 

@@ -110,6 +110,7 @@ impl ClusterRepository {
     /// Settles whether an object that was there holds the same file, wholly.
     async fn compare_wal_file(&self, key: &ObjectKey, size: u64, file: &PreparedWalFile) -> Result<WalStored> {
         let digest = match Sealing::of(key) {
+            Sealing::Age if size == 0 => return Err(self.store().damaged(key, "it is empty")),
             Sealing::Age => {
                 let head = self.store().read_range(key, 0, size.min(HEADER_BYTES)).await?;
                 let note = read_note(&head[..]).map_err(|error| self.store().damaged(key, error.to_string()))?;
@@ -233,21 +234,29 @@ enum CopyFailure {
 }
 
 fn copy_segment<W: Write>(mut object: impl Read, output: W) -> std::result::Result<(W, RawDigest), CopyFailure> {
+    let damaged = |reason: &str| CopyFailure::Read(io::Error::new(io::ErrorKind::InvalidData, reason));
     // The note is small: what was read of it is put back in front for zstd, which skips it.
     let mut head = Vec::new();
     (&mut object).take(256).read_to_end(&mut head).map_err(CopyFailure::Read)?;
+    // Frames that were cut off at their border are whole to zstd: only the note tells.
     let expected = digest_of_note(&head[..]).map_err(CopyFailure::Read)?;
+    let expected = expected.ok_or_else(|| damaged("the note at its beginning cannot be read"))?;
     let decoder = zstd::Decoder::new(io::Cursor::new(head).chain(object)).map_err(CopyFailure::Read)?;
-    let (output, found) = copy(decoder, output)?;
-    if expected.is_some_and(|expected| expected != found) {
-        let error = io::Error::new(io::ErrorKind::InvalidData, "its content does not match its digest");
-        return Err(CopyFailure::Read(error));
+    // A byte more than there should be is enough to know.
+    let (output, found) = copy(decoder.take(expected.size.saturating_add(1)), output)?;
+    if expected != found {
+        return Err(damaged("its content does not match its digest"));
     }
     Ok((output, found))
 }
 
 fn copy_small<W: Write>(object: impl Read, output: W) -> std::result::Result<(W, RawDigest), CopyFailure> {
-    copy(object.take(SMALL_FILE_LIMIT), output)
+    let (output, found) = copy(object.take(SMALL_FILE_LIMIT + 1), output)?;
+    if found.size > SMALL_FILE_LIMIT {
+        let reason = format!("it has more than {SMALL_FILE_LIMIT} bytes");
+        return Err(CopyFailure::Read(io::Error::new(io::ErrorKind::InvalidData, reason)));
+    }
+    Ok((output, found))
 }
 
 fn copy<W: Write>(mut input: impl Read, mut output: W) -> std::result::Result<(W, RawDigest), CopyFailure> {

@@ -66,7 +66,10 @@ impl ManifestWriter {
     pub async fn finish(mut self) -> Result<(CheckedBackup, ManifestEnd)> {
         drop(self.bytes);
         let rest = self.encoder.finish().map_err(compress_failure)?;
-        self.output.write(rest.into()).await?;
+        if let Err(error) = self.output.write(rest.into()).await {
+            self.output.abort().await;
+            return Err(error);
+        }
         let compared = self.comparing.await.unwrap_or_else(|error| Err(format!("the comparison stopped: {error}")));
         let end = match compared {
             Ok(end) => end,

@@ -1,6 +1,7 @@
 //! The bounded pipeline from raw bytes to stored parts.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -16,6 +17,8 @@ use crate::store::StoredObject;
 
 /// Parts whose last bytes are written and which are being made durable, at most.
 const PARTS_FINISHING: usize = 2;
+/// How long a backup that is given up waits for them.
+const FINISH_LIMIT: Duration = Duration::from_secs(3);
 
 /// A part that is stored in every repository.
 #[derive(Debug)]
@@ -157,10 +160,14 @@ async fn store_parts(
     mut queue: mpsc::Receiver<Command>,
 ) -> Result<Vec<FinishedPart>> {
     let mut current: Option<FanOut> = None;
-    let stored = store_queue(&repositories, &id, &mut queue, &mut current).await;
+    let mut finishing = JoinSet::new();
+    let stored = store_queue(&repositories, &id, &mut queue, &mut current, &mut finishing).await;
     if let Some(part) = current.take() {
         part.abort().await;
     }
+    // After a failure: a part that is whole is finished rather than left as pieces that nobody lists.
+    let rest = async { while finishing.join_next().await.is_some() {} };
+    drop(tokio::time::timeout(FINISH_LIMIT, rest).await);
     stored
 }
 
@@ -169,9 +176,9 @@ async fn store_queue(
     id: &BackupId,
     queue: &mut mpsc::Receiver<Command>,
     current: &mut Option<FanOut>,
+    finishing: &mut JoinSet<Result<FinishedPart>>,
 ) -> Result<Vec<FinishedPart>> {
     let mut finished = Vec::new();
-    let mut finishing: JoinSet<Result<FinishedPart>> = JoinSet::new();
     let mut number = 1;
     let mut frames = Vec::new();
     let mut raw_size = 0;
@@ -198,7 +205,7 @@ async fn store_queue(
                 drop(reply.send(std::mem::take(&mut frames)));
                 if let Some(part) = current.take() {
                     while finishing.len() >= PARTS_FINISHING {
-                        finished.extend(join_one(&mut finishing).await?);
+                        finished.extend(join_one(finishing).await?);
                     }
                     finishing
                         .spawn(async move { Ok(FinishedPart { number, raw_size, objects: part.finish().await? }) });
@@ -209,7 +216,7 @@ async fn store_queue(
         }
     }
     while !finishing.is_empty() {
-        finished.extend(join_one(&mut finishing).await?);
+        finished.extend(join_one(finishing).await?);
     }
     Ok(finished)
 }

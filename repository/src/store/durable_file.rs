@@ -4,13 +4,16 @@
 //! replacing anything, and its directory is synced. A writer that dies leaves nothing behind. File
 //! systems without nameless files get a temporary name that listings skip (`<name>#<number>`).
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, OFlags};
+
+const FILE_MODE: u32 = 0o640;
+const DIRECTORY_MODE: u32 = 0o750;
 
 /// A file that is being written and has no name yet.
 #[derive(Debug)]
@@ -37,7 +40,7 @@ impl DurableFile {
     fn open(directory: &Path, target: &Path) -> io::Result<Self> {
         let nameless = OpenOptions::new()
             .write(true)
-            .mode(0o640)
+            .mode(FILE_MODE)
             .custom_flags(OFlags::TMPFILE.bits().cast_signed())
             .open(directory);
         let (file, temporary) = match nameless {
@@ -47,7 +50,7 @@ impl DurableFile {
                 let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let number = u64::from(std::process::id()) << 32 | u64::from(unique_number());
                 let temporary = directory.join(format!("{name}#{number}"));
-                let file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&temporary)?;
+                let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&temporary)?;
                 (file, Some(temporary))
             }
         };
@@ -57,6 +60,8 @@ impl DurableFile {
     /// Makes the content durable and gives it its name; an existing file stays as it is
     /// (`AlreadyExists`).
     pub(crate) fn publish(self) -> io::Result<()> {
+        // Whoever restores is in the writer's group, whatever the writer's umask is.
+        self.file.set_permissions(Permissions::from_mode(FILE_MODE))?;
         self.file.sync_all()?;
         match &self.temporary {
             None => {
@@ -100,8 +105,8 @@ fn create_directories(directory: &Path) -> io::Result<()> {
     }
     let Some(parent) = directory.parent() else { return Ok(()) };
     create_directories(parent)?;
-    match std::fs::DirBuilder::new().mode(0o750).create(directory) {
-        Ok(()) => {}
+    match std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(directory) {
+        Ok(()) => std::fs::set_permissions(directory, Permissions::from_mode(DIRECTORY_MODE))?,
         // Another writer made it meanwhile: it may not be durable yet, so sync all the same.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),

@@ -16,7 +16,7 @@ use super::Store;
 use crate::error::{RepositoryError, Result};
 
 /// Where a repository is and how to get in; every secret already looked up.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct RepositoryOptions {
     /// The name in the configuration, for messages.
     pub name: String,
@@ -38,6 +38,21 @@ pub struct RepositoryOptions {
     pub ca_certificates: Option<Vec<u8>>,
     /// How to prove who we are.
     pub credentials: Credentials,
+}
+
+impl std::fmt::Debug for RepositoryOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Private keys are only counted.
+        f.debug_struct("RepositoryOptions")
+            .field("name", &self.name)
+            .field("url", &self.url)
+            .field("recipients", &self.recipients)
+            .field("identities", &self.identities.len())
+            .field("region", &self.region)
+            .field("endpoint", &self.endpoint)
+            .field("credentials", &self.credentials)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Credentials of object storage.
@@ -98,16 +113,22 @@ pub(super) fn open(options: &RepositoryOptions) -> Result<Store> {
             Path::from_url_path(url.path()).map_err(|error| wrong(format!("the url's path cannot be used: {error}")))?
         }
     };
-    let objects: Arc<dyn ObjectStore> = match url.scheme() {
-        "file" => return local(options, &url),
-        "s3" => cloud(s3(options, bucket).map(|store| Arc::new(store) as _))?,
-        "gs" => cloud(gcs(options, bucket).map(|store| Arc::new(store) as _))?,
-        "az" => cloud(azure(options, bucket).map(|store| Arc::new(store) as _))?,
-        other => {
-            return Err(wrong(format!("the url begins with `{other}:`; known are file:, s3:, gs: and az:")));
-        }
+    let connect = |retries: RetryConfig| match url.scheme() {
+        "s3" => cloud(s3(options, bucket, retries).map(|store| Arc::new(store) as _)),
+        "gs" => cloud(gcs(options, bucket, retries).map(|store| Arc::new(store) as _)),
+        "az" => cloud(azure(options, bucket, retries).map(|store| Arc::new(store) as _)),
+        other => Err(wrong(format!("the url begins with `{other}:`; known are file:, s3:, gs: and az:"))),
     };
-    Ok(Store { name: options.name.as_str().into(), objects, prefix, directory: None })
+    if url.scheme() == "file" {
+        return local(options, &url);
+    }
+    Ok(Store {
+        name: options.name.as_str().into(),
+        objects: connect(retries(Duration::from_secs(15)))?,
+        patient: connect(retries(Duration::from_secs(180)))?,
+        prefix,
+        directory: None,
+    })
 }
 
 /// `LocalFileSystem` reads and lists; it wants a root that exists, which the repository's directory
@@ -121,19 +142,25 @@ fn local(options: &RepositoryOptions, url: &Url) -> Result<Store> {
         .ok_or_else(|| wrong(format!("`{}` is no absolute directory; write file:///var/lib/pgark", options.url)))?;
     let prefix = Path::from_absolute_path(&directory)
         .map_err(|error| wrong(format!("the directory cannot be used: {error}")))?;
+    let objects: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new());
     Ok(Store {
         name: options.name.as_str().into(),
-        objects: Arc::new(LocalFileSystem::new()),
+        patient: Arc::clone(&objects),
+        objects,
         prefix,
         directory: Some(Arc::new(directory)),
     })
 }
 
-fn s3(options: &RepositoryOptions, bucket: &str) -> object_store::Result<object_store::aws::AmazonS3> {
+fn s3(
+    options: &RepositoryOptions,
+    bucket: &str,
+    retries: RetryConfig,
+) -> object_store::Result<object_store::aws::AmazonS3> {
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(bucket)
         .with_region(options.region.as_deref().unwrap_or("us-east-1"))
-        .with_retry(retries())
+        .with_retry(retries)
         .with_client_options(client(options)?);
     if let Some(endpoint) = &options.endpoint {
         builder = builder.with_endpoint(endpoint);
@@ -149,10 +176,14 @@ fn s3(options: &RepositoryOptions, bucket: &str) -> object_store::Result<object_
     builder.build()
 }
 
-fn gcs(options: &RepositoryOptions, bucket: &str) -> object_store::Result<object_store::gcp::GoogleCloudStorage> {
+fn gcs(
+    options: &RepositoryOptions,
+    bucket: &str,
+    retries: RetryConfig,
+) -> object_store::Result<object_store::gcp::GoogleCloudStorage> {
     let mut builder = GoogleCloudStorageBuilder::new()
         .with_bucket_name(bucket)
-        .with_retry(retries())
+        .with_retry(retries)
         .with_client_options(client(options)?);
     if let Credentials::Gcs { service_account } = &options.credentials {
         builder = builder.with_service_account_key(service_account);
@@ -163,10 +194,14 @@ fn gcs(options: &RepositoryOptions, bucket: &str) -> object_store::Result<object
     builder.build()
 }
 
-fn azure(options: &RepositoryOptions, container: &str) -> object_store::Result<object_store::azure::MicrosoftAzure> {
+fn azure(
+    options: &RepositoryOptions,
+    container: &str,
+    retries: RetryConfig,
+) -> object_store::Result<object_store::azure::MicrosoftAzure> {
     let mut builder = MicrosoftAzureBuilder::new()
         .with_container_name(container)
-        .with_retry(retries())
+        .with_retry(retries)
         .with_client_options(client(options)?);
     if let Credentials::Azure { account, key } = &options.credentials {
         builder = builder.with_account(account);
@@ -180,17 +215,17 @@ fn azure(options: &RepositoryOptions, container: &str) -> object_store::Result<o
     builder.build()
 }
 
-/// Retries of one request inside the client. Short: the callers have deadlines of their own, and an
-/// outage must become visible.
-fn retries() -> RetryConfig {
+/// Repetitions of one request inside the client, after a server's error, a refused or a cut connection.
+/// `request.rs` limits the whole; an outage must become visible.
+fn retries(limit: Duration) -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig {
             init_backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(5),
+            max_backoff: Duration::from_secs(limit.as_secs() / 10),
             base: 2.0,
         },
-        max_retries: 6,
-        retry_timeout: Duration::from_secs(30),
+        max_retries: 20,
+        retry_timeout: limit,
     }
 }
 
@@ -200,6 +235,7 @@ fn client(options: &RepositoryOptions) -> object_store::Result<ClientOptions> {
     let mut client = ClientOptions::new()
         .with_allow_http(options.allow_http)
         .with_connect_timeout(Duration::from_secs(5))
+        // For pieces of an upload, which `request.rs` does not limit: three of them share a slow line.
         .with_timeout(Duration::from_secs(120));
     if let Some(pem) = &options.ca_certificates {
         for certificate in Certificate::from_pem_bundle(pem)? {

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -14,6 +15,8 @@ use crate::keys::ObjectKey;
 
 /// Bytes of one range request.
 const RANGE_BYTES: u64 = 4 << 20;
+/// Pauses before a range is asked for again.
+const WAITS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
 
 /// A stored object, as `Read + Seek` for blocking threads. Never use it on an async thread.
 ///
@@ -88,7 +91,16 @@ impl RangeReader {
     fn fetch(&self, offset: u64) -> JoinHandle<Result<Bytes>> {
         let length = RANGE_BYTES.min(self.size - offset);
         let (store, key) = (self.store.clone(), self.key.clone());
-        self.runtime.spawn(async move { store.read_range(&key, offset, length).await })
+        self.runtime.spawn(async move {
+            // A stream that has come far is worth some waiting.
+            for wait in WAITS {
+                match store.read_range(&key, offset, length).await {
+                    Err(RepositoryError::Unavailable { .. }) => tokio::time::sleep(wait).await,
+                    other => return other,
+                }
+            }
+            store.read_range(&key, offset, length).await
+        })
     }
 
     fn fill(&mut self) -> io::Result<()> {
@@ -102,7 +114,9 @@ impl RangeReader {
                 self.fetch(wanted)
             }
         };
-        let bytes = self.runtime.block_on(task).map_err(io::Error::other)?.map_err(io::Error::other)?;
+        let fetched = self.runtime.block_on(task);
+        let fetched = fetched.unwrap_or_else(|error| Err(self.store.unavailable("read", &self.key, error)));
+        let bytes = fetched.map_err(io::Error::other)?;
         let next = wanted + bytes.len() as u64;
         self.current = (wanted, bytes);
         if next < self.size {

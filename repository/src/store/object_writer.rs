@@ -1,6 +1,7 @@
 //! Writing an object that is too large for memory: local file or multipart upload, with bounded
 //! buffers and a CRC-32 over what is stored.
 
+use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -45,7 +46,6 @@ enum Target {
     Remote(Box<Remote>),
 }
 
-#[derive(Debug)]
 struct Remote {
     buffer: BytesMut,
     upload: Option<Box<dyn MultipartUpload>>,
@@ -53,8 +53,19 @@ struct Remote {
     in_flight: JoinSet<object_store::Result<()>>,
 }
 
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The upload would show its client, with settings that are secret.
+        f.debug_struct("Remote").field("pieces", &self.pieces).finish_non_exhaustive()
+    }
+}
+
 impl ObjectWriter {
     pub(super) async fn begin(store: Store, key: ObjectKey) -> Result<Self> {
+        // What is known now need not wait for the end of a long upload.
+        if store.size(&key).await?.is_some() {
+            return Err(conflict(&store, &key));
+        }
         let target = match &store.directory {
             Some(directory) => {
                 let path = store.local_path(directory, &key);
@@ -66,17 +77,12 @@ impl ObjectWriter {
                 .map_err(|source| io_failure("create", &path, source))?;
                 Target::Local { file: Some(file), path }
             }
-            None => {
-                if store.size(&key).await?.is_some() {
-                    return Err(conflict(&store, &key));
-                }
-                Target::Remote(Box::new(Remote {
-                    buffer: BytesMut::new(),
-                    upload: None,
-                    pieces: 0,
-                    in_flight: JoinSet::new(),
-                }))
-            }
+            None => Target::Remote(Box::new(Remote {
+                buffer: BytesMut::new(),
+                upload: None,
+                pieces: 0,
+                in_flight: JoinSet::new(),
+            })),
         };
         Ok(Self { store, key, target, size: 0, crc32: crc32fast::Hasher::new() })
     }
@@ -139,7 +145,7 @@ impl ObjectWriter {
             Target::Remote(remote) => {
                 let finished = remote.finish(&self.store, &self.key, stored.size).await;
                 if finished.is_err() {
-                    remote.abort().await;
+                    remote.abort(&self.store).await;
                 }
                 finished.map(|()| stored)
             }
@@ -149,7 +155,7 @@ impl ObjectWriter {
     /// Gives the object up and removes what was uploaded of it.
     pub async fn abort(mut self) {
         if let Target::Remote(remote) = &mut self.target {
-            remote.abort().await;
+            remote.abort(&self.store).await;
         }
     }
 }
@@ -162,11 +168,8 @@ impl Remote {
 
     async fn send(&mut self, store: &Store, key: &ObjectKey, piece: Bytes) -> Result<()> {
         if self.upload.is_none() {
-            let upload = store
-                .objects
-                .put_multipart(&store.path(key))
-                .await
-                .map_err(|error| store.failure("create", key, error))?;
+            let path = store.path(key);
+            let upload = store.repeated("create", key, 0, || store.patient.put_multipart(&path)).await?;
             self.upload = Some(upload);
         }
         while self.in_flight.len() >= PIECES_IN_FLIGHT {
@@ -183,12 +186,7 @@ impl Remote {
         match self.in_flight.join_next().await {
             None | Some(Ok(Ok(()))) => Ok(()),
             Some(Ok(Err(error))) => Err(store.failure("write", key, error)),
-            Some(Err(error)) => Err(RepositoryError::Unavailable {
-                repository: store.name().to_owned(),
-                operation: "write",
-                key: key.clone(),
-                source: Box::new(error),
-            }),
+            Some(Err(error)) => Err(store.unavailable("write", key, error)),
         }
     }
 
@@ -224,12 +222,13 @@ impl Remote {
         Ok(())
     }
 
-    async fn abort(&mut self) {
+    async fn abort(&mut self, store: &Store) {
         self.in_flight.shutdown().await;
-        if let Some(mut upload) = self.upload.take()
-            && let Err(error) = upload.abort().await
-        {
-            tracing::debug!(error = &error as &dyn std::error::Error, "abort of a multipart upload failed");
+        let Some(mut upload) = self.upload.take() else { return };
+        // Limited, since a user waits for it: a store that is away cannot be tidied up.
+        let aborted = store.limited(0, upload.abort()).await;
+        if !matches!(aborted, Some(Ok(()))) {
+            tracing::debug!(?aborted, "abort of a multipart upload failed");
         }
     }
 }
