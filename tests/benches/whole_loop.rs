@@ -3,6 +3,8 @@
 //! `make bench` runs it. `SCALE` is pgbench's scale (150 gives a cluster of about 3 GB), `ROUNDS` how often each variant
 //! runs. The table shows medians: these machines are noisy, so only ratios of one run mean anything.
 
+#![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
+
 mod measure;
 
 use std::path::{Path, PathBuf};

@@ -147,9 +147,12 @@ mod tests {
         bytes
     }
 
-    fn read(bytes: &[u8], chunk: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TarStreamError> {
+    /// Path and content of each file.
+    type Files = Vec<(Vec<u8>, Vec<u8>)>;
+
+    fn read(bytes: &[u8], chunk: usize) -> Result<Files, TarStreamError> {
         let mut stream = TarStream::new();
-        let mut files: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let mut files = Files::new();
         for mut piece in bytes.chunks(chunk) {
             while let Some(piece) = stream.next(&mut piece)? {
                 match piece {
