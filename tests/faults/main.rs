@@ -4,7 +4,7 @@
 //!
 //! Tests whose names begin with `soak_` do the same for long and run in `make soak`; `heavy_` ones want the machine.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests; what was checked is printed")]
 
 mod connection;
 mod damage;
