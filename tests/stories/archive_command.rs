@@ -62,7 +62,8 @@ fn b20_names_that_no_server_gives() {
         let path = archive.write(name, &archive.bytes);
         archive.refuses(&path, "not one that PostgreSQL archives");
     }
-    archive.refuses(&PathBuf::from(""), "");
+    archive.cluster.archive_command().arg("").fail_with(2);
+    archive.cluster.archive_command().fail_with(2);
     archive.refuses(&archive.cluster.dir().join("elsewhere/.."), "");
     archive.refuses(&archive.cluster.dir().join(format!("elsewhere/{}", archive.name)), "cannot read");
     archive.refuses(&archive.cluster.dir().join("elsewhere"), "not one that PostgreSQL archives");

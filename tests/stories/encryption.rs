@@ -61,11 +61,15 @@ fn only_a_private_key_restores() {
 
     let to = cluster.dir().join("refused");
     let base = |config: &Path, to: &Path| cluster.restore_with(config).args(["--quiet", "base", "--to"]).arg(to);
-    for (name, identity) in [("stranger.toml", Some(stranger.identity.as_path())), ("none.toml", None)] {
-        let refused = base(&story.reading_config(name, identity), &to).run();
-        assert!(matches!(refused.code, Some(1..=4)), "{name}: {:?} {}", refused.code, refused.stderr);
-        assert!(refused.stderr.contains("key") || refused.stderr.contains("identity"), "{}", refused.stderr);
-        assert!(!to.exists(), "{name}: refused, but something was created");
+    let wrong = story.reading_config("stranger.toml", Some(&stranger.identity));
+    let missing = story.reading_config("none.toml", None);
+    for (config, words) in [(wrong, "encrypted to other keys"), (missing, "set identity_file")] {
+        // Whether WAL has to be read for the target or not.
+        for target in [&[][..], &["--target-immediate"]] {
+            let refused = base(&config, &to).args(target).fail_with(2);
+            assert!(refused.stderr.contains(words), "no {words:?} in {}", refused.stderr);
+            assert!(!to.exists(), "refused, but something was created");
+        }
     }
 
     for (name, identity) in [("owner", &owner.identity), ("second", &second.identity)] {

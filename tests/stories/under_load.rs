@@ -1,7 +1,7 @@
 //! A backup while the server works, looked at with PostgreSQL's own tools.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use harness::{PostgresServer, ProtectedCluster, bash, newest_major};
 
@@ -68,7 +68,7 @@ fn read_archived_segments(cluster: &ProtectedCluster) {
     assert!(statistics.contains("Transaction"), "{statistics}");
 }
 
-fn decompress(stored: &Path, folder: &PathBuf) -> String {
+fn decompress(stored: &Path, folder: &Path) -> String {
     let name = stored.file_name().unwrap().to_str().unwrap().strip_suffix(".zst").unwrap().to_owned();
     bash(folder, &format!("zstd -d --quiet '{}' -o '{name}'", stored.display())).succeed();
     assert_eq!(fs::metadata(folder.join(&name)).unwrap().len(), 16 << 20);
