@@ -113,6 +113,7 @@ impl Store {
         let mut attempt = 1;
         loop {
             let payload = PutPayload::from_bytes(bytes.clone());
+            let asked = Instant::now();
             let error = match self.limited(size, self.objects.put_opts(&path, payload, options.clone())).await {
                 Some(Ok(_)) => return Ok(Creation::Created),
                 Some(Err(taken @ (Error::AlreadyExists { .. } | Error::Precondition { .. }))) => {
@@ -126,7 +127,17 @@ impl Store {
                 None => self.no_answer("create", key, size),
             };
             let again = matches!(error, RepositoryError::Unavailable { .. });
-            if !again || attempt == CREATE_ATTEMPTS || started.elapsed() > CREATE_LIMIT {
+            if !again {
+                return Err(error);
+            }
+            // A store may refuse a taken name by closing the connection while the content is still being sent: what
+            // is there tells. A failure that took long came from a store that does not answer, so it is not asked.
+            if asked.elapsed() < Duration::from_secs(2)
+                && let Ok(Some(outcome)) = self.compare(key, &bytes).await
+            {
+                return Ok(outcome);
+            }
+            if attempt == CREATE_ATTEMPTS || started.elapsed() > CREATE_LIMIT {
                 return Err(error);
             }
             tracing::debug!(%key, attempt, error = &error as &dyn std::error::Error, "create again");

@@ -135,7 +135,7 @@ fn backup(system: SystemIdentifier, start: Lsn, stop: Lsn, server: &PostgresServ
         "index": stored,
         "totals": {"files": 0, "directories": 0, "raw_size": 0, "stored_size": 0},
         "recipients": [],
-        "written_by": "test"
+        "written_by": "test", "checksum": ""
     }))
     .unwrap()
 }
