@@ -18,7 +18,7 @@ impl ClusterRepository {
     /// # Errors
     /// `NotFound`, `NoKey`, `Damaged`, or when the store fails.
     pub async fn open_index(&self, backup: &Backup) -> Result<IndexReader<BufReader<PartReader>>> {
-        Ok(IndexReader::new(BufReader::new(self.open_compressed(&self.index_key(backup)).await?)))
+        Ok(IndexReader::new(BufReader::new(self.open_compressed(backup, &self.index_key(backup)).await?)))
     }
 
     /// Opens PostgreSQL's manifest of a backup. For blocking threads.
@@ -26,7 +26,7 @@ impl ClusterRepository {
     /// # Errors
     /// As [`ClusterRepository::open_index`].
     pub async fn open_manifest(&self, backup: &Backup) -> Result<BufReader<PartReader>> {
-        Ok(BufReader::new(self.open_compressed(&self.manifest_key(backup)).await?))
+        Ok(BufReader::new(self.open_compressed(backup, &self.manifest_key(backup)).await?))
     }
 
     /// Opens a part as a stream of its tar archive. For blocking threads.
@@ -34,7 +34,7 @@ impl ClusterRepository {
     /// # Errors
     /// As [`ClusterRepository::open_index`].
     pub async fn open_part(&self, backup: &Backup, number: u32) -> Result<PartReader> {
-        self.open_compressed(&self.part_key(backup, number)).await
+        self.open_compressed(backup, &self.part_key(backup, number)).await
     }
 
     /// The key of a backup's index.
@@ -55,8 +55,8 @@ impl ClusterRepository {
         self.keys().part(&backup.id, number, backup.sealing())
     }
 
-    async fn open_compressed(&self, key: &ObjectKey) -> Result<PartReader> {
-        let object = self.open_object(key).await?;
+    async fn open_compressed(&self, backup: &Backup, key: &ObjectKey) -> Result<PartReader> {
+        let object = self.open_backup_object(backup, key).await?;
         zstd::Decoder::new(object).map_err(|error| self.store().damaged(key, error.to_string()))
     }
 

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 
 use pgark_postgres::SystemIdentifier;
 
+use crate::backup::Backup;
 use crate::encryption::{Identities, Recipients, decrypt_reason};
 use crate::error::{RepositoryError, Result};
 use crate::keys::{ClusterKeys, ObjectKey, Sealing, is_cluster_name};
@@ -119,6 +120,21 @@ impl ClusterRepository {
     #[must_use]
     pub fn sealing(&self) -> Sealing {
         if self.recipients().is_empty() { Sealing::Plain } else { Sealing::Age }
+    }
+
+    /// Opens an object of a backup. Who holds one of the private keys that `backup.json` names can open all of its
+    /// objects, so a header that the key does not fit is damaged.
+    ///
+    /// # Errors
+    /// As [`ClusterRepository::open_object`].
+    pub async fn open_backup_object(&self, backup: &Backup, key: &ObjectKey) -> Result<OpenedObject> {
+        let own = self.repository.identities.public_keys();
+        match self.open_object(key).await {
+            Err(RepositoryError::NoKey { .. }) if own.iter().any(|key| backup.recipients.contains(key)) => {
+                Err(self.store().damaged(key, "its age header does not fit the keys that backup.json names"))
+            }
+            opened => opened,
+        }
     }
 
     /// Opens a stored object and takes off its encryption, if its name says that it has one.

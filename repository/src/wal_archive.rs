@@ -1,5 +1,7 @@
 //! Archived WAL: segments, partial segments, backup history files and timeline histories.
 
+mod history_note;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 
@@ -33,9 +35,17 @@ impl PreparedWalFile {
     /// # Errors
     /// When zstd fails.
     pub fn prepare(name: WalFileName, raw: &[u8], level: i32, threads: usize) -> io::Result<Self> {
-        if matches!(name, WalFileName::History(_) | WalFileName::BackupHistory { .. }) {
-            let content = Bytes::copy_from_slice(raw);
-            return Ok(Self { name, digest: RawDigest::of(raw), content });
+        match name {
+            WalFileName::History(timeline) => {
+                let digest = RawDigest::of(raw);
+                let content = history_note::with_note(timeline, raw, &digest).into();
+                return Ok(Self { name, digest, content });
+            }
+            // For people only: no recovery reads it.
+            WalFileName::BackupHistory { .. } => {
+                return Ok(Self { name, digest: RawDigest::of(raw), content: Bytes::copy_from_slice(raw) });
+            }
+            WalFileName::Segment(_) | WalFileName::Partial(_) => {}
         }
         // The digest must stand in front of the content, so the content is compressed behind an empty
         // place of the note's size at the same time.
@@ -171,8 +181,11 @@ impl ClusterRepository {
         let object = self.open_object(&key).await?;
         let store = self.store().clone();
         let task = tokio::task::spawn_blocking(move || {
-            let compressed = matches!(name, WalFileName::Segment(_) | WalFileName::Partial(_));
-            let read = if compressed { copy_segment(object, output) } else { copy_small(object, output) };
+            let read = match name {
+                WalFileName::Segment(_) | WalFileName::Partial(_) => copy_segment(object, output),
+                WalFileName::History(timeline) => copy_history(timeline, object, output),
+                WalFileName::BackupHistory { .. } => copy_small(object, output),
+            };
             read.map_err(|failure| match failure {
                 CopyFailure::Read(error) => read_failure(&store, &key, error),
                 CopyFailure::Write(source) => {
@@ -248,6 +261,17 @@ fn copy_segment<W: Write>(mut object: impl Read, output: W) -> std::result::Resu
         return Err(damaged("its content does not match its digest"));
     }
     Ok((output, found))
+}
+
+fn copy_history<W: Write>(
+    timeline: TimelineId,
+    object: impl Read,
+    output: W,
+) -> std::result::Result<(W, RawDigest), CopyFailure> {
+    let (stored, _) = copy_small(object, Vec::new())?;
+    let raw = history_note::without_note(timeline, stored)
+        .map_err(|reason| CopyFailure::Read(io::Error::new(io::ErrorKind::InvalidData, reason)))?;
+    copy(&raw[..], output)
 }
 
 fn copy_small<W: Write>(object: impl Read, output: W) -> std::result::Result<(W, RawDigest), CopyFailure> {

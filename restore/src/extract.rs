@@ -71,8 +71,8 @@ struct Work {
 pub async fn extract(extraction: Extraction) -> Result<(), ExtractError> {
     let index_key = extraction.repository.index_key(&extraction.backup);
     let manifest_key = extraction.repository.manifest_key(&extraction.backup);
-    let index = extraction.repository.open_object(&index_key).await?;
-    let manifest = extraction.repository.open_object(&manifest_key).await?;
+    let index = extraction.repository.open_backup_object(&extraction.backup, &index_key).await?;
+    let manifest = extraction.repository.open_backup_object(&extraction.backup, &manifest_key).await?;
     let runtime = Handle::current();
     let done = tokio::task::spawn_blocking(move || {
         // What is created here has exactly the mode that it is given.

@@ -64,14 +64,18 @@ struct Listing {
 pub async fn survey(repository: &ClusterRepository, backup: &Backup) -> Result<Survey, RepositoryError> {
     let index_key = repository.index_key(backup);
     let manifest_key = repository.manifest_key(backup);
-    let index = repository.open_object(&index_key).await?;
-    let manifest = repository.open_object(&manifest_key).await?;
+    let index = repository.open_backup_object(backup, &index_key).await?;
+    let manifest = repository.open_backup_object(backup, &manifest_key).await?;
     let place = (repository.clone(), backup.clone());
     let listing = blocking(move || {
         let (repository, backup) = place;
         compare(&repository, &backup, index, manifest)
     })
-    .await?;
+    .await;
+    let listing = match listing {
+        Err(error @ RepositoryError::Damaged { .. }) => return Err(blame(repository, backup).await.unwrap_or(error)),
+        listing => listing?,
+    };
     let mut notable = BTreeMap::new();
     for (member, part) in &listing.notable {
         let content = fetch(repository, backup, member, part.as_ref()).await?;
@@ -146,6 +150,27 @@ impl Survey {
             files: listing.files,
         })
     }
+}
+
+/// Two lists that contradict each other do not tell which of them is damaged; their digests do.
+async fn blame(repository: &ClusterRepository, backup: &Backup) -> Option<RepositoryError> {
+    let lists = [
+        (repository.manifest_key(backup), backup.manifest.clone()),
+        (repository.index_key(backup), backup.index.clone()),
+    ];
+    for (key, expected) in lists {
+        let object = repository.open_backup_object(backup, &key).await.ok()?;
+        let place = repository.clone();
+        let checked = blocking(move || {
+            let (mut list, digest) = DigestReader::new(decompress(&place, &key, object)?);
+            io::copy(&mut list, &mut io::sink()).map_err(|error| reading_failed(&place, &key, error))?;
+            digest.check(&place, &key, &expected)
+        });
+        if let Err(error) = checked.await {
+            return Some(error);
+        }
+    }
+    None
 }
 
 fn compare(
@@ -274,7 +299,7 @@ async fn fetch(
     let (Some(file), Some(part)) = (member.file, part.cloned()) else {
         return Err(damaged(repository, &repository.index_key(backup), "a part has no frames"));
     };
-    let mut object = repository.open_object(&key).await?;
+    let mut object = repository.open_backup_object(backup, &key).await?;
     let (place, offset) = (repository.clone(), member.offset + TAR_BLOCK as u64);
     let content = blocking(move || {
         // Bounded by NOTABLE_LIMIT.

@@ -61,6 +61,7 @@ fn soak_c13_c16_f12_no_damaged_backup_is_restored() {
 /// `positions` bytes of every object are flipped; of the commit mark, which is text, `mark_positions`.
 fn backups(repository: &str, positions: usize, mark_positions: usize) {
     let cluster = DamagedCluster::start();
+    let reference = cluster.reference(repository);
     let mut tally = Tally::default();
     let mut faults = Vec::new();
     let (old, new) = (&cluster.old_backup, &cluster.new_backup);
@@ -77,7 +78,7 @@ fn backups(repository: &str, positions: usize, mark_positions: usize) {
         }
         for injury in injuries {
             let outcome = injury.with(&stored, || cluster.base(repository, old));
-            match judge_base(&cluster, &outcome, &stored, &injury, is_mark) {
+            match judge_base(&cluster, &outcome, &stored, &injury, &reference) {
                 Ok(verdict) => tally.count(repository, object, &injury, verdict),
                 Err(fault) => faults.push(format!("{repository} {object} {injury}: {fault}")),
             }
@@ -97,22 +98,23 @@ fn judge_base(
     outcome: &Outcome,
     stored: &Stored,
     injury: &Injury,
-    is_mark: bool,
+    reference: &Path,
 ) -> Result<&'static str, String> {
+    let is_mark = stored.shown == "backup.json";
     let restored = cluster.restored();
     if outcome.code == Some(0) {
-        // The commit mark also says things that no restore depends on.
-        return if same_trees(&cluster.reference, &restored) && is_mark {
-            Ok("right bytes")
-        } else {
-            Err(format!("it was restored with exit 0{}", if is_mark { ", and differs" } else { "" }))
+        // Not every bit counts: zstd's frames say how much memory they need, for one.
+        return match differences(reference, &restored).as_str() {
+            "" => Ok("right bytes"),
+            differences => Err(format!("it was restored with exit 0, and differs: {differences}")),
         };
     }
     if restored.join("global/pg_control").exists() {
         return Err("what it left can be started".to_owned());
     }
     let line = assert_one_clear_line(outcome);
-    if !line.contains(&stored.shown) {
+    // Without its mark a backup does not exist; then it is named itself.
+    if !line.contains(&stored.shown) && !(is_mark && line.contains(&cluster.old_backup)) {
         return Err(format!("the message does not name it: {line}"));
     }
     match (outcome.code, injury) {
@@ -124,8 +126,9 @@ fn judge_base(
     }
 }
 
-fn same_trees(one: &Path, other: &Path) -> bool {
-    Command::new("diff").arg("-rq").args([one, other]).status().is_ok_and(|status| status.success())
+fn differences(one: &Path, other: &Path) -> String {
+    let output = Command::new("diff").args(["-rq", "--no-dereference"]).args([one, other]).output().unwrap();
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
 #[test]

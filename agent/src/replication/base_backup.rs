@@ -9,6 +9,9 @@
 //! ```
 //!
 //! Only the last line means success: damaged pages are reported after everything else has been sent.
+//!
+//! The server sends 8 KiB at a time, so a fast reader wakes up often: read from a spawned task or on a thread of its
+//! own, since waking up across threads costs more than the reading.
 
 use std::fmt;
 

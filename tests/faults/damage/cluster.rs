@@ -19,8 +19,6 @@ pub(super) struct DamagedCluster {
     pub(super) segments: [String; 2],
     /// What the table `t` holds at the end of the archive.
     pub(super) rows: String,
-    /// The old backup as it is restored from whole objects.
-    pub(super) reference: PathBuf,
     identifier: String,
     s3: S3Server,
 }
@@ -56,11 +54,15 @@ impl DamagedCluster {
         let rows = site.server().psql("SELECT count(*) FROM t");
         let identifier = site.server().psql("SELECT system_identifier FROM pg_control_system()");
         let segments = [segments[0].clone(), segments[1].clone()];
-        let reference = site.dir().join("reference");
-        let cluster = Self { site, old_backup, new_backup, segments, rows, reference, identifier, s3 };
-        assert_eq!(cluster.base("plain", &cluster.old_backup).code, Some(0));
-        fs::rename(cluster.restored(), &cluster.reference).unwrap();
-        cluster
+        Self { site, old_backup, new_backup, segments, rows, identifier, s3 }
+    }
+
+    /// The old backup as it is restored from whole objects.
+    pub(super) fn reference(&self, repository: &str) -> PathBuf {
+        let reference = self.site.dir().join("reference");
+        assert_eq!(self.base(repository, &self.old_backup).code, Some(0));
+        fs::rename(self.restored(), &reference).unwrap();
+        reference
     }
 
     fn files(&self, repository: &str) -> RepositoryFiles {
