@@ -1,7 +1,7 @@
 //! The last line of a stored timeline history, which makes damage in it visible.
 //!
 //! ```text
-//! 1	0/5000000	no recovery target specified
+//! 1    0/5000000    no recovery target specified
 //! # pgark 00000002.history <64 hex digits> <raw size in bytes>
 //! ```
 //!
