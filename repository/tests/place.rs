@@ -143,11 +143,13 @@ impl Keys {
 }
 
 /// What a host that writes has: public keys only.
+#[allow(dead_code, reason = "tests of encrypted places use it")]
 pub(crate) fn encrypted(options: &RepositoryOptions, keys: &Keys) -> RepositoryOptions {
     RepositoryOptions { recipients: vec![keys.public.clone()], ..options.clone() }
 }
 
 /// What a host that restores has.
+#[allow(dead_code, reason = "tests of encrypted places use it")]
 pub(crate) fn decrypting(options: &RepositoryOptions, keys: &Keys) -> RepositoryOptions {
     RepositoryOptions { identities: vec![keys.private.clone()], ..options.clone() }
 }

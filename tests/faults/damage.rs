@@ -114,7 +114,7 @@ fn judge_base(
     }
     let line = assert_one_clear_line(outcome);
     // Without its mark a backup does not exist; then it is named itself.
-    if !line.contains(&stored.shown) && !(is_mark && line.contains(&cluster.old_backup)) {
+    if !(line.contains(&stored.shown) || is_mark && line.contains(&cluster.old_backup)) {
         return Err(format!("the message does not name it: {line}"));
     }
     match (outcome.code, injury) {
