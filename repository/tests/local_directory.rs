@@ -22,7 +22,11 @@ async fn c14_any_directory_name_will_do() {
         assert_eq!(std::fs::read(dir.join(name).join(key.as_str())).unwrap(), b"content", "{name}");
         assert_eq!(store.read(&key, 10).await.unwrap(), "content", "{name}");
         let listed = store.list(&repository.keys().root()).await.unwrap();
-        assert_eq!(listed.into_iter().map(|object| object.key).collect::<Vec<_>>(), std::slice::from_ref(&key), "{name}");
+        assert_eq!(
+            listed.into_iter().map(|object| object.key).collect::<Vec<_>>(),
+            std::slice::from_ref(&key),
+            "{name}"
+        );
         let (_, folders) = store.list_folder(&repository.keys().root()).await.unwrap();
         assert_eq!(folders, [repository.keys().backups()], "{name}");
         // Moved, it is the same repository.
