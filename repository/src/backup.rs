@@ -75,15 +75,16 @@ pub struct Backup {
 }
 
 impl Backup {
-    /// The content of `backup.json`, with its checksum.
+    /// The content of `backup.json`; computes the checksum.
     ///
     /// # Errors
     /// When it cannot be written as JSON.
-    pub(crate) fn to_json(&self) -> Result<Bytes> {
-        let blank = Self { checksum: BLANK_CHECKSUM.to_owned(), ..self.clone() };
-        let json = to_json(&blank)?;
+    pub(crate) fn seal(&mut self) -> Result<Bytes> {
+        BLANK_CHECKSUM.clone_into(&mut self.checksum);
+        let json = to_json(self)?;
+        self.checksum = sha256_hex(&json);
         let text = String::from_utf8_lossy(&json);
-        Ok(with_checksum(&text, BLANK_CHECKSUM, &sha256_hex(&json)).into())
+        Ok(with_checksum(&text, BLANK_CHECKSUM, &self.checksum).into())
     }
 
     /// Whether its parts, manifest and index are encrypted.

@@ -284,7 +284,7 @@ impl CheckedBackup {
                 + backup.manifest.stored_size
                 + backup.index.stored_size;
             backup.recipients = repository.recipients().public_keys();
-            let json = backup.to_json()?;
+            let json = backup.seal()?;
             let key = repository.keys().backup(&stored.id);
             if repository.store().create(&key, json).await? == Creation::Different {
                 return Err(RepositoryError::Conflict { repository: repository.name().to_owned(), key });

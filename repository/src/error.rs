@@ -132,3 +132,15 @@ impl RepositoryError {
 
 /// The result type of this crate.
 pub type Result<T> = std::result::Result<T, RepositoryError>;
+
+/// An error with all its sources, for what its own text leaves out.
+pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -5,9 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::large_futures, reason = "tests")]
 
+mod backups;
 mod contract;
+mod durability;
+mod format;
 mod local_directory;
 mod lost_answers;
+mod manifest_mismatch;
+mod memory;
 mod place;
 mod racing_creates;
+mod sample_backup;
 mod secrets;
+mod wal_archive;

@@ -14,7 +14,9 @@ pub(super) struct FanOut(Vec<Target>);
 
 struct Target {
     writer: ObjectWriter,
+    /// Away while it works on another thread; where it did not come back, nothing more is written.
     seal: Option<EncryptedStream>,
+    sealing: Sealing,
 }
 
 impl FanOut {
@@ -30,7 +32,7 @@ impl FanOut {
                 Sealing::Plain => None,
                 Sealing::Age => Some(repository.recipients().encrypt(None).map_err(encrypt_failure)?),
             };
-            targets.push(Target { writer: repository.store().begin(&key).await?, seal });
+            targets.push(Target { writer: repository.store().begin(&key).await?, seal, sealing });
         }
         Ok(Self(targets))
     }
@@ -52,15 +54,16 @@ impl FanOut {
 
 impl Target {
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
-        let bytes = match &mut self.seal {
-            None => bytes,
-            slot @ Some(_) => encrypt(slot, bytes).await?,
+        let bytes = match self.sealing {
+            Sealing::Plain => bytes,
+            Sealing::Age => encrypt(&mut self.seal, bytes).await?,
         };
         if bytes.is_empty() { Ok(()) } else { self.writer.write(bytes).await }
     }
 
     async fn finish(mut self) -> Result<StoredObject> {
-        if let Some(stream) = self.seal.take() {
+        if self.sealing == Sealing::Age {
+            let stream = self.seal.take().ok_or_else(lost_seal)?;
             self.writer.write(stream.finish().map_err(encrypt_failure)?.into()).await?;
         }
         self.writer.finish().await
@@ -69,7 +72,7 @@ impl Target {
 
 /// Encrypts on a thread of its own: the caller's moves the bytes of the server.
 async fn encrypt(slot: &mut Option<EncryptedStream>, bytes: Bytes) -> Result<Bytes> {
-    let Some(mut stream) = slot.take() else { return Ok(bytes) };
+    let mut stream = slot.take().ok_or_else(lost_seal)?;
     let task = tokio::task::spawn_blocking(move || {
         let sealed = stream.push(&bytes);
         (stream, sealed)
@@ -77,6 +80,10 @@ async fn encrypt(slot: &mut Option<EncryptedStream>, bytes: Bytes) -> Result<Byt
     let (stream, sealed) = task.await.map_err(|error| encrypt_failure(std::io::Error::other(error)))?;
     *slot = Some(stream);
     Ok(sealed.map_err(encrypt_failure)?.into())
+}
+
+fn lost_seal() -> RepositoryError {
+    RepositoryError::Input("encrypting was broken off".to_owned())
 }
 
 fn encrypt_failure(error: std::io::Error) -> RepositoryError {

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::fan_out::FanOut;
 use super::{CheckedBackup, StoredBackup, compress_failure, hex};
 use crate::backup::StoredFile;
-use crate::error::{RepositoryError, Result};
+use crate::error::{RepositoryError, Result, in_full};
 use crate::index::{IndexLine, IndexReader, IndexedMember};
 
 /// Bytes of compressed manifest that are gathered before they are stored.
@@ -107,8 +107,8 @@ fn compare(manifest: impl BufRead, index: &[Bytes]) -> std::result::Result<Manif
     let compressed = ChunkReader { chunks: index.iter().cloned().collect() };
     let index = zstd::Decoder::new(compressed).map_err(|error| error.to_string())?;
     let mut stored = IndexReader::new(BufReader::new(index));
-    let mut manifest = ManifestReader::new(manifest).map_err(|error| error.to_string())?;
-    while let Some(listed) = manifest.next_file().map_err(|error| error.to_string())? {
+    let mut manifest = ManifestReader::new(manifest).map_err(|error| in_full(&error))?;
+    while let Some(listed) = manifest.next_file().map_err(|error| in_full(&error))? {
         let name = String::from_utf8_lossy(&listed.path).into_owned();
         let Some(member) = next_file(&mut stored)? else {
             return Err(format!("it lists `{name}`, which did not arrive"));
@@ -131,12 +131,12 @@ fn compare(manifest: impl BufRead, index: &[Bytes]) -> std::result::Result<Manif
         let arrived = String::from_utf8_lossy(&member.path);
         return Err(format!("`{arrived}` arrived, but is not listed"));
     }
-    manifest.finish().map_err(|error| error.to_string())
+    manifest.finish().map_err(|error| in_full(&error))
 }
 
 fn next_file<R: BufRead>(stored: &mut IndexReader<R>) -> std::result::Result<Option<IndexedMember>, String> {
     loop {
-        match stored.next_line().map_err(|error| error.to_string())? {
+        match stored.next_line().map_err(|error| in_full(&error))? {
             None => return Ok(None),
             Some(IndexLine::Member(member)) if member.file.is_some() => return Ok(Some(member)),
             Some(_) => {}

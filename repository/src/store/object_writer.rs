@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 use tokio::task::JoinSet;
 
@@ -47,7 +47,7 @@ enum Target {
 }
 
 struct Remote {
-    buffer: BytesMut,
+    buffer: Vec<u8>,
     upload: Option<Box<dyn MultipartUpload>>,
     pieces: u64,
     in_flight: JoinSet<object_store::Result<()>>,
@@ -78,7 +78,7 @@ impl ObjectWriter {
                 Target::Local { file: Some(file), path }
             }
             None => Target::Remote(Box::new(Remote {
-                buffer: BytesMut::new(),
+                buffer: Vec::new(),
                 upload: None,
                 pieces: 0,
                 in_flight: JoinSet::new(),
@@ -113,11 +113,20 @@ impl ObjectWriter {
                 written.map_err(|source| io_failure("write", path, source))
             }
             Target::Remote(remote) => {
-                remote.buffer.extend_from_slice(&bytes);
-                while remote.buffer.len() >= remote.piece_bytes() {
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
                     let piece = remote.piece_bytes();
-                    let piece = remote.buffer.split_to(piece).freeze();
-                    remote.send(&self.store, &self.key, piece).await?;
+                    // Reserved whole: a buffer that grows would be copied, and its last size is twice what is needed.
+                    if remote.buffer.capacity() == 0 {
+                        remote.buffer.reserve_exact(piece);
+                    }
+                    let (now, later) = rest.split_at(rest.len().min(piece - remote.buffer.len()));
+                    remote.buffer.extend_from_slice(now);
+                    rest = later;
+                    if remote.buffer.len() == piece {
+                        let piece = std::mem::take(&mut remote.buffer).into();
+                        remote.send(&self.store, &self.key, piece).await?;
+                    }
                 }
                 Ok(())
             }
@@ -191,7 +200,7 @@ impl Remote {
     }
 
     async fn finish(&mut self, store: &Store, key: &ObjectKey, size: u64) -> Result<()> {
-        let rest = self.buffer.split().freeze();
+        let rest = Bytes::from(std::mem::take(&mut self.buffer));
         if self.upload.is_none() {
             // Small: one conditional create, with all its guarantees.
             return match store.create(key, rest).await? {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use object_store::Error as StoreError;
 
 use super::Store;
-use crate::error::{RepositoryError, Result};
+use crate::error::{RepositoryError, Result, in_full};
 use crate::keys::ObjectKey;
 
 /// Time for an answer, the client's own repetitions (see `location::retries`) included.
@@ -130,16 +130,4 @@ pub(super) fn is_about_range(error: &RepositoryError) -> bool {
     ["status code: 416", "range was invalid", "object was only", "Out of range", "value for CONTENT_RANGE"]
         .iter()
         .any(|words| said.contains(words))
-}
-
-/// An error with all its sources, for what its own text leaves out.
-pub(super) fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
