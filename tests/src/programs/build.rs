@@ -32,9 +32,14 @@ fn build() -> PathBuf {
         return folder.to_owned();
     }
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--bins"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    for program in PROGRAMS {
-        cargo.args(["--package", program]);
+    // As `make programs` does: another selection would have other features, and build half the world again.
+    cargo.args(["build", "--quiet", "--workspace", "--bins", "--tests"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    // So would what the outer cargo tells this test: build scripts look at it.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&*name);
+        }
     }
     if folder.ends_with("release") {
         cargo.arg("--release");
