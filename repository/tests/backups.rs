@@ -148,7 +148,7 @@ async fn a07_a20_a_backup_in_two_repositories_comes_back_from_both_by_every_way(
         (readers[0].backup(&backup.id).await.unwrap().sealing(), backup.sealing()),
         (Sealing::Plain, Sealing::Plain)
     );
-    assert_eq!(readers[1].backup(&backup.id).await.unwrap().recipients, [keys.public.clone()]);
+    assert_eq!(readers[1].backup(&backup.id).await.unwrap().recipients, std::slice::from_ref(&keys.public));
     let dir = TempDir::new("keys");
     let identity = dir.write("identity.txt", format!("{}\n", keys.private));
     for (place, reader) in [&plain, &sealed].into_iter().zip(&readers) {

@@ -135,9 +135,7 @@ fn fields(value: &serde_json::Value) -> BTreeMap<String, String> {
             }
         }
         serde_json::Value::Array(values) => {
-            fields.extend(
-                values.iter().flat_map(|value| self::fields(value)).map(|(name, kind)| (format!("[].{name}"), kind)),
-            );
+            fields.extend(values.iter().flat_map(self::fields).map(|(name, kind)| (format!("[].{name}"), kind)));
         }
         serde_json::Value::Null => drop(fields.insert(String::new(), "null".to_owned())),
         serde_json::Value::Bool(_) => drop(fields.insert(String::new(), "boolean".to_owned())),

@@ -5,6 +5,7 @@
 
 mod archive_command;
 mod encryption;
+mod packaging;
 mod recovery_targets;
 mod refusals;
 mod reports;
