@@ -104,7 +104,6 @@ impl Bench {
         let mut command = Command::new("pgbackrest");
         command
             .args(["--stanza=bench", "--config=/dev/null", "--log-level-file=off", "--log-level-console=warn"])
-            .arg(format!("--spool-path={}", self.dir.join("spool").display()))
             .args(["--process-max=2", "--start-fast", "--no-archive-check", "--repo1-bundle", "--compress-type=zst"])
             .arg(format!("--compress-level={LEVEL}"))
             .arg(format!("--pg1-path={}", data_dir.display()))
@@ -194,7 +193,8 @@ impl Bench {
             if self.has_pgbackrest {
                 let (out, target) = (self.dir.join("out-pgbackrest"), self.fresh("target"));
                 self.settle(&out);
-                let all = self.pgbackrest(&out, &target, &["--type=immediate", "restore"]);
+                let spool = format!("--spool-path={}", self.dir.join("spool").display());
+                let all = self.pgbackrest(&out, &target, &[&spool, "--type=immediate", "restore"]);
                 let mut restore = keep_only(&all, |argument| {
                     ![
                         "--start-fast",
