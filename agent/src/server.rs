@@ -43,9 +43,9 @@ pub enum ServerError {
 /// How a server archives its WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Archiving {
-    /// `archive_mode` is off, or on a standby not `always`: nobody delivers segments.
+    /// `archive_mode` is off: nobody delivers segments.
     Off,
-    /// Some command or library is set.
+    /// It is on. A standby shares the setting with its primary, which then delivers segments.
     On,
 }
 
@@ -78,9 +78,7 @@ impl Server {
 
     pub(crate) async fn archiving(&self) -> Result<Archiving, ServerError> {
         let mode = self.setting("archive_mode").await?;
-        let standby: bool = self.one("its role", "SELECT pg_is_in_recovery()").await?;
-        let archives = mode == "always" || (mode == "on" && !standby);
-        Ok(if archives { Archiving::On } else { Archiving::Off })
+        Ok(if mode == "off" { Archiving::Off } else { Archiving::On })
     }
 
     /// Tablespaces within the data directory (`allow_in_place_tablespaces`), which a server before 16 leaves out of a

@@ -5,12 +5,14 @@
 
 mod archive_command;
 mod encryption;
+mod included;
 mod packaging;
 mod recovery_targets;
 mod refusals;
 mod reports;
 mod standard_restore;
 mod standby;
+mod standby_backup;
 mod tablespaces;
 mod timelines;
 mod under_load;

@@ -80,3 +80,82 @@ fn siblings_of_one_backup_are_told_apart() {
     let refused = cluster.restore().args(arguments).fail_with(3);
     assert!(refused.stderr.contains("timeline 2 does not contain"), "{}", refused.stderr);
 }
+
+/// Writes a row; returns a moment after it and before whatever comes next.
+fn insert_and_look_at_the_clock(server: &PostgresServer, row: &str) -> String {
+    insert(server, row);
+    server.psql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00:00'")
+}
+
+struct Moment {
+    timeline: String,
+    time: String,
+    /// What is there at this time.
+    rows: String,
+}
+
+/// Timeline 1 → 2 → 3 → 4, and 5 as a sibling of 3 that left 2 earlier. Each writes three rows, and after the first and
+/// the second there is a moment to come back to.
+#[test]
+fn d20_each_branch_of_three_promotions_and_a_sibling_is_restored_to_a_chosen_moment() {
+    let mut cluster = ProtectedCluster::start();
+    cluster.server().psql("CREATE TABLE story (what text)");
+    let first_backup = cluster.backup();
+    let mut moments: Vec<Moment> = Vec::new();
+    let write = |moments: &mut Vec<Moment>, server: &PostgresServer, era: char, before: &str| {
+        let mut rows = before.to_owned();
+        for number in 1..=3 {
+            let row = format!("{era}{number}");
+            let moment = insert_and_look_at_the_clock(server, &row);
+            rows = format!("{rows} {row}").trim().to_owned();
+            if number < 3 {
+                let timeline = server.psql("SELECT timeline_id FROM pg_control_checkpoint()");
+                moments.push(Moment { timeline, time: moment, rows: rows.clone() });
+            }
+        }
+        archive_all(server);
+        rows
+    };
+    let rows_of_one = write(&mut moments, cluster.server(), 'a', "");
+    cluster.server_mut().stop_fast();
+    let end = ["--target-action", "promote"];
+    let promoted = |name: &str, arguments: &[&str], timeline: &str| {
+        let server = start_archiving(&cluster, name, &[&end, arguments].concat());
+        server.psql("CHECKPOINT");
+        assert_eq!(server.psql("SELECT timeline_id FROM pg_control_checkpoint()"), timeline);
+        server
+    };
+    let mut server = promoted("two", &[], "2");
+    let rows_of_two = write(&mut moments, &server, 'b', &rows_of_one);
+    server.stop_fast();
+    let mut server = promoted("three", &[], "3");
+    let rows_of_three = write(&mut moments, &server, 'c', &rows_of_two);
+    // A backup in the middle of the history: what lies behind it is restored from here, all else from the first one.
+    let config = fs::read_to_string(cluster.config()).unwrap();
+    let config = config.replace(&cluster.server().connection_string(), &server.connection_string());
+    let config = cluster.dir().write("three.toml", config);
+    harness::Program::agent().config(&config).args(["--quiet", "backup"]).as_test_user().succeed();
+    server.stop_fast();
+    let mut server = promoted("four", &[], "4");
+    write(&mut moments, &server, 'd', &rows_of_three);
+    server.stop_fast();
+    let after_b1 = format!("{rows_of_one} b1");
+    let moment = moments.iter().find(|moment| moment.rows == after_b1).unwrap();
+    let mut server = promoted("five", &["--target-timeline", "2", "--target-time", &moment.time], "5");
+    write(&mut moments, &server, 'e', &after_b1);
+    server.stop_fast();
+
+    for (place, Moment { timeline, time, rows: expected }) in moments.iter().enumerate() {
+        // The moments of timelines 1 to 3 lie on the way to 4 as well.
+        let paths: &[&str] = if ["4", "5"].contains(&timeline.as_str()) { &[timeline] } else { &[timeline, "4"] };
+        for path in paths {
+            let arguments = ["--target-time", time, "--target-timeline", path, "--target-action", "promote"];
+            let mut server = cluster.restore_and_start(&format!("moment-{place}-{path}"), &arguments);
+            server.wait_until_promoted();
+            assert_eq!(rows(&server), *expected, "{time} on timeline {timeline}, by way of {path}");
+        }
+    }
+    let plan = cluster.restore().args(["base", "--dry-run", "--target-timeline", "5"]).succeed();
+    assert!(plan.stdout.contains(&first_backup), "{}", plan.stdout);
+    assert!(plan.stdout.contains("--target-timeline 4"), "the other branch is not hidden: {}", plan.stdout);
+}
