@@ -4,6 +4,7 @@
 //! manifest is compared with what was stored, the WAL that the backup needs is proven to be in every repository, and
 //! only then the commit mark is created. Whatever fails before that leaves no backup behind.
 
+mod included;
 mod needed_wal;
 mod receive;
 mod summary;
@@ -22,8 +23,8 @@ use pgark_command::{
 };
 use pgark_postgres::{BackupSource, Lsn, ManifestEnd, SegmentSize, TimelineId};
 use pgark_repository::{
-    Backup, BackupId, BackupKind, BackupWriter, BackupWriterOptions, CheckedBackup, ClusterRepository, ServerFacts,
-    StoredFile, Tablespace, Totals,
+    Backup, BackupId, BackupKind, BackupWriter, BackupWriterOptions, CheckedBackup, ClusterRepository,
+    IncludedDirectory, ServerFacts, StoredFile, Tablespace, Totals,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -56,6 +57,12 @@ pub struct BackupArguments {
     #[arg(long, value_name = "RATE")]
     pub max_rate: Option<String>,
 
+    /// Take a directory of this host along, such as one with configuration; may be given several times
+    ///
+    /// Comes on top of backup.include. `pgark-restore base --included-to` brings it back.
+    #[arg(long, value_name = "DIR")]
+    pub include: Vec<String>,
+
     /// Keep a note with the backup; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub annotate: Vec<String>,
@@ -81,6 +88,8 @@ pub async fn backup(
     );
     let configuration = global.configuration(environment, &overrides).context("read the configuration")?;
     let annotations = parse_annotations(&arguments.annotate)?;
+    let directories = [configuration.backup.include.as_slice(), &arguments.include].concat();
+    let included = included::read(&directories)?;
     let connection = ConnectionOptions::from_process(configuration.cluster.connection.expose())
         .context("read cluster.connection")?;
     let repositories = global
@@ -108,6 +117,12 @@ pub async fn backup(
         .iter()
         .map(|repository| repository.cluster(&configuration.cluster.name, connected.facts.system_identifier))
         .collect::<Result<Vec<_>, _>>()?;
+    for file in connected.facts.files_left_out(included.iter().map(IncludedDirectory::directory)) {
+        tracing::warn!(
+            file,
+            "lies outside the data directory and is not in the backup; --include takes its directory along"
+        );
+    }
     let mut writing = Writing::Gone;
     let progress = Progress::start("backup", ProgressDisplay::detect(global));
     let taken = tokio::select! {
@@ -125,7 +140,7 @@ pub async fn backup(
         }
     };
     // From here on there is nothing to abort; a commit that has begun is not interrupted either.
-    let backup = taken.commit(&configuration, annotations).await.context("commit the backup")?;
+    let backup = taken.commit(&configuration, annotations, included).await.context("commit the backup")?;
     connected.hold.end().await;
     summary::print(&backup, started.elapsed(), arguments.json)?;
     match &backup.damaged_pages {
@@ -185,9 +200,6 @@ impl Source {
         let sql = Server::connect(options).await?;
         let facts = sql.facts(identity.system_identifier).await?;
         let segment_size = SegmentSize::new(u64::from(facts.wal_segment_size))?;
-        for file in &facts.files_outside {
-            tracing::warn!(file, "lies outside the data directory and is not in the backup");
-        }
         if let Some(names) = sql.tablespaces_left_out(&facts).await? {
             bail!(
                 "PostgreSQL {} leaves tablespaces within the data directory out of a base backup, and there are some: \
@@ -306,10 +318,12 @@ impl Source {
 
 impl Taken {
     async fn commit(
-        self,
+        mut self,
         configuration: &Configuration,
         annotations: BTreeMap<String, String>,
+        included: Vec<IncludedDirectory>,
     ) -> anyhow::Result<Backup> {
+        self.checked.include(included, configuration.compression.level).await?;
         let none = || StoredFile { name: String::new(), stored_size: 0, crc32: String::new(), sha256: String::new() };
         let facts = |id: BackupId| Backup {
             format: 0,
@@ -329,6 +343,7 @@ impl Taken {
             parts: Vec::new(),
             manifest: none(),
             index: none(),
+            included: Vec::new(),
             totals: Totals::default(),
             recipients: Vec::new(),
             annotations: annotations.clone(),

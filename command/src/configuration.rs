@@ -69,7 +69,7 @@ pub struct CompressionConfiguration {
 }
 
 /// `[backup]`: how a base backup is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupConfiguration {
     pub checkpoint: CheckpointMode,
     /// How fast the server may send; `None` is unlimited.
@@ -78,6 +78,8 @@ pub struct BackupConfiguration {
     pub part_size: u64,
     /// How long the archive command has to deliver the backup's last WAL before it is fetched over replication.
     pub archive_wait: Duration,
+    /// Directories on this host that are taken along, such as one with configuration.
+    pub include: Vec<String>,
 }
 
 /// `[archive]`: how one call of `pgark-archive-command` behaves.
@@ -248,6 +250,7 @@ impl BackupConfiguration {
             max_rate: section.parsed("max_rate", None, |text| text.parse().map(Some)),
             part_size: section.size("part_size", 256 * MIB, 16 * MIB, 16 * GIB),
             archive_wait: section.duration("archive_wait", Duration::from_secs(60), Duration::ZERO, DAY),
+            include: section.list("include"),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! `docs/repository-format.md` describes every field.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -58,6 +59,9 @@ pub struct Backup {
     pub manifest: StoredFile,
     /// The index.
     pub index: StoredFile,
+    /// Directories outside of the data directory that were taken along.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub included: Vec<Included>,
     /// Sums.
     pub totals: Totals,
     /// Public keys that it was encrypted to; empty when it was not.
@@ -85,6 +89,12 @@ impl Backup {
         self.checksum = sha256_hex(&json);
         let text = String::from_utf8_lossy(&json);
         Ok(with_checksum(&text, BLANK_CHECKSUM, &self.checksum).into())
+    }
+
+    /// Configuration files of the server that it does not hold.
+    #[must_use]
+    pub fn files_left_out(&self) -> Vec<&str> {
+        self.server.files_left_out(self.included.iter().map(|included| included.directory.as_str()))
     }
 
     /// Whether its parts, manifest and index are encrypted.
@@ -127,7 +137,7 @@ pub struct ServerFacts {
     pub data_directory_mode: String,
     /// Where the data directory was, for messages.
     pub data_directory: Option<String>,
-    /// Configuration files outside the data directory, which are not in the backup.
+    /// Configuration files outside the data directory.
     #[serde(default)]
     pub files_outside: Vec<String>,
     /// Whether data pages have checksums.
@@ -137,6 +147,13 @@ pub struct ServerFacts {
 }
 
 impl ServerFacts {
+    /// Configuration files that lie neither in the data directory nor in one of these.
+    pub fn files_left_out<'a>(&'a self, included: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+        let included: Vec<&str> = included.into_iter().collect();
+        let is_left_out = |file: &&str| !included.iter().any(|directory| Path::new(file).starts_with(directory));
+        self.files_outside.iter().map(String::as_str).filter(is_left_out).collect()
+    }
+
     /// The major version, as 15.
     #[must_use]
     pub fn major(&self) -> u32 {
@@ -191,6 +208,20 @@ pub struct StoredFile {
     pub sha256: String,
 }
 
+/// A directory outside of the data directory, such as one with configuration, in a tar archive of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Included {
+    /// Its absolute path on the host that took the backup.
+    pub directory: String,
+    /// Files in it.
+    pub files: u64,
+    /// Bytes of the tar archive.
+    pub raw_size: u64,
+    /// The archive; its names are relative to the directory.
+    #[serde(flatten)]
+    pub object: StoredFile,
+}
+
 /// Sums over a backup.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
@@ -200,7 +231,7 @@ pub struct Totals {
     pub directories: u64,
     /// Bytes of all files.
     pub raw_size: u64,
-    /// Bytes stored: parts, manifest and index.
+    /// Bytes stored: parts, included directories, manifest and index.
     pub stored_size: u64,
 }
 

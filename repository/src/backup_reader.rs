@@ -55,6 +55,20 @@ impl ClusterRepository {
         self.keys().part(&backup.id, number, backup.sealing())
     }
 
+    /// The key of an included directory; `number` counts from 1.
+    #[must_use]
+    pub fn included_key(&self, backup: &Backup, number: u32) -> ObjectKey {
+        self.keys().included(&backup.id, number, backup.sealing())
+    }
+
+    /// Opens an included directory as a stream of its tar archive. For blocking threads.
+    ///
+    /// # Errors
+    /// As [`ClusterRepository::open_index`].
+    pub async fn open_included(&self, backup: &Backup, number: u32) -> Result<PartReader> {
+        self.open_compressed(backup, &self.included_key(backup, number)).await
+    }
+
     async fn open_compressed(&self, backup: &Backup, key: &ObjectKey) -> Result<PartReader> {
         let object = self.open_backup_object(backup, key).await?;
         zstd::Decoder::new(object).map_err(|error| self.store().damaged(key, error.to_string()))

@@ -9,6 +9,7 @@
 //! Nothing counts before [`BackupWriter::commit`] has created `backup.json`.
 
 mod fan_out;
+mod included;
 mod manifest;
 mod parts;
 
@@ -20,15 +21,16 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use self::fan_out::FanOut;
+pub use self::included::IncludedDirectory;
 pub use self::manifest::ManifestWriter;
 use self::parts::{FinishedPart, PartStream};
-use crate::backup::{BACKUP_FORMAT, Backup, Part, Started, StoredFile, Totals, to_json};
+use crate::backup::{BACKUP_FORMAT, Backup, Included, Part, Started, StoredFile, Totals, to_json};
 use crate::backup_id::{BackupId, BackupKind};
 use crate::cluster::ClusterRepository;
 use crate::compression::FrameCompressor;
 use crate::error::{RepositoryError, Result};
 use crate::index::{IndexLine, IndexedFile, IndexedMember, IndexedPart};
-use crate::store::Creation;
+use crate::store::{Creation, StoredObject};
 use crate::tar_header::{END_OF_ARCHIVE, TAR_BLOCK, TarMember, tar_padding};
 
 /// How a backup is stored.
@@ -232,6 +234,8 @@ pub(crate) struct StoredBackup {
 pub struct CheckedBackup {
     stored: StoredBackup,
     manifest: Vec<StoredFile>,
+    /// For each repository.
+    included: Vec<Vec<Included>>,
 }
 
 impl CheckedBackup {
@@ -248,7 +252,7 @@ impl CheckedBackup {
     }
 
     /// Stores the index and, last of all, the commit mark, in every repository. `facts` fills in what
-    /// the caller knows; format, id, kind, parts, manifest, index, totals and recipients are ours.
+    /// the caller knows; format, id, kind, parts, included directories, manifest, index, totals and recipients are ours.
     ///
     /// Returns the commit mark of the first repository.
     ///
@@ -273,14 +277,11 @@ impl CheckedBackup {
             backup.kind = stored.kind;
             backup.parts = stored.parts.iter().map(|part| part.in_repository(place)).collect();
             backup.manifest = self.manifest[place].clone();
-            backup.index = StoredFile {
-                name: key.file_name().to_owned(),
-                stored_size: objects[place].size,
-                crc32: format!("{:08x}", objects[place].crc32),
-                sha256: stored.index.sha256.clone(),
-            };
+            backup.index = stored_file(key.file_name().to_owned(), objects[place], &stored.index.sha256);
+            backup.included = self.included.get(place).cloned().unwrap_or_default();
             backup.totals = stored.totals;
             backup.totals.stored_size = backup.parts.iter().map(|part| part.stored_size).sum::<u64>()
+                + backup.included.iter().map(|included| included.object.stored_size).sum::<u64>()
                 + backup.manifest.stored_size
                 + backup.index.stored_size;
             backup.recipients = repository.recipients().public_keys();
@@ -378,6 +379,10 @@ impl IndexBuffer {
             .collect();
         Ok(FinishedIndex { compressed, sha256: hex(&self.sha256.finalize()) })
     }
+}
+
+fn stored_file(name: String, object: StoredObject, sha256: &str) -> StoredFile {
+    StoredFile { name, stored_size: object.size, crc32: format!("{:08x}", object.crc32), sha256: sha256.to_owned() }
 }
 
 fn hex(bytes: &[u8]) -> String {

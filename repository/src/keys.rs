@@ -3,6 +3,7 @@
 //! ```text
 //! <cluster>/<system identifier>/backups/<backup id>/started.json
 //!                                                  /parts/000001.tar.zst[.age]
+//!                                                  /included/000001.tar.zst[.age]
 //!                                                  /backup_manifest.zst[.age]
 //!                                                  /index.jsonl.zst[.age]
 //!                                                  /backup.json
@@ -136,6 +137,12 @@ impl ClusterKeys {
     #[must_use]
     pub fn part(&self, id: &BackupId, number: u32, sealing: Sealing) -> ObjectKey {
         self.in_backup(id, &format!("parts/{number:06}.tar.zst{}", sealing.suffix()))
+    }
+
+    /// A directory outside of the data directory that was taken along with a backup.
+    #[must_use]
+    pub fn included(&self, id: &BackupId, number: u32, sealing: Sealing) -> ObjectKey {
+        self.in_backup(id, &format!("included/{number:06}.tar.zst{}", sealing.suffix()))
     }
 
     /// PostgreSQL's own manifest of a backup.

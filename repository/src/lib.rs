@@ -22,12 +22,14 @@ mod tar_header;
 mod wal_archive;
 
 pub use backup::{
-    BACKUP_FORMAT, Backup, BackupList, Part, ServerFacts, Started, StoredFile, Tablespace, Totals, UnfinishedBackup,
-    WalRange,
+    BACKUP_FORMAT, Backup, BackupList, Included, Part, ServerFacts, Started, StoredFile, Tablespace, Totals,
+    UnfinishedBackup, WalRange,
 };
 pub use backup_id::{BackupId, BackupIdError, BackupKind};
 pub use backup_reader::PartReader;
-pub use backup_writer::{BackupFacts, BackupWriter, BackupWriterOptions, CheckedBackup, ManifestWriter};
+pub use backup_writer::{
+    BackupFacts, BackupWriter, BackupWriterOptions, CheckedBackup, IncludedDirectory, ManifestWriter,
+};
 pub use cluster::{ClusterRepository, OpenedObject, Repository, read_failure};
 pub use compression::FRAME_BYTES;
 pub use digest::RawDigest;

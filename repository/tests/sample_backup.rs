@@ -187,6 +187,7 @@ pub(crate) fn facts(id: BackupId) -> Backup {
         index: nothing(),
         totals: Totals::default(),
         recipients: Vec::new(),
+        included: Vec::new(),
         annotations: BTreeMap::from([("reason".to_owned(), "test \"quoted\"".to_owned())]),
         damaged_pages: None,
         written_by: "pgark 0.1.0".to_owned(),

@@ -1,7 +1,7 @@
 //! `pgark-restore base`: plan, prove, check the place, restore.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use pgark_command::{
     Configuration, Environment, ExitCode, GlobalOptions, Progress, ProgressDisplay, Report, Scheme, Side, TargetTime,
-    configuration_path, format_duration, machine_zone, open_repository,
+    configuration_path, format_duration, machine_zone, open_repository, printable,
 };
 use pgark_postgres::SystemIdentifier;
 use pgark_repository::{BackupId, ClusterRepository};
@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::catalogue::Catalogue;
 use crate::destination::{self, Destination, DestinationRequest};
 use crate::extract::{Extraction, extract};
+use crate::included;
 use crate::plan::{PlanJson, Request, RestorePlan, plan};
 use crate::reach::{ReachError, prove};
 use crate::recovery_settings::{Archiving, RecoveryMode, RecoverySettings, RestoreCommand};
@@ -37,6 +38,12 @@ pub struct BaseArguments {
     /// Put the tablespace OID into DIR [default: where it was]
     #[arg(long = "tablespace", value_name = "OID=DIR", value_parser = parse_tablespace)]
     tablespaces: Vec<(u32, PathBuf)>,
+
+    /// Bring back what `backup --include` took along, each directory under its own path below DIR
+    ///
+    /// DIR must be absent or empty: nothing is put over the configuration of this host.
+    #[arg(long, value_name = "DIR")]
+    included_to: Option<PathBuf>,
 
     /// Make a standby, which goes on following its primary and the archive
     #[arg(long)]
@@ -156,14 +163,23 @@ pub async fn base(
             Some(destination::check(&request, &plan.backup, &survey.layout)?)
         }
     };
+    let included_to = match &arguments.included_to {
+        None => None,
+        Some(directory) => Some(included::check(directory, destination.as_ref(), &plan.backup)?),
+    };
     let output = Output { json: arguments.json, plan: &plan, settings: &settings };
-    output.plan(destination.as_ref())?;
+    output.plan(destination.as_ref(), included_to.as_deref())?;
     let Some(destination) = destination.filter(|_| !arguments.dry_run) else {
         output.finish(arguments.to.clone(), false)?;
         return Ok(ExitCode::Done);
     };
     let directory = destination.directory.clone();
     let jobs = arguments.jobs.map_or(configuration.restore.workers().get(), usize::from);
+    if let Some(included_to) = &included_to {
+        included::restore(&place, &plan.backup, included_to)
+            .await
+            .with_context(|| format!("bring back the included directories below {}", included_to.display()))?;
+    }
     restore(options, place, &plan, survey, destination, auto_conf, settings.mode, jobs).await.with_context(|| {
         format!("restore into {} (it cannot be started; remove it before the next attempt)", directory.display())
     })?;
@@ -284,7 +300,7 @@ impl Output<'_> {
         }
     }
 
-    fn plan(&self, destination: Option<&Destination>) -> anyhow::Result<()> {
+    fn plan(&self, destination: Option<&Destination>, included_to: Option<&Path>) -> anyhow::Result<()> {
         if self.json {
             return Ok(());
         }
@@ -297,6 +313,13 @@ impl Output<'_> {
                     writeln!(report, "tablespace  {} in {}", tablespace.oid, location.display())?;
                 }
             }
+        }
+        for included in &self.plan.backup.included {
+            let place = match included_to {
+                None => "stays in the repository; --included-to DIR brings it back".to_owned(),
+                Some(below) => format!("below {}", below.display()),
+            };
+            writeln!(report, "included    {} {place}", printable(&included.directory))?;
         }
         let archiving = match self.settings.archiving {
             Archiving::Off => "off in the restored cluster",
@@ -320,7 +343,7 @@ impl Output<'_> {
         Ok(Report::to_stdout().json("base", &body)?)
     }
 
-    fn next_steps(&self, directory: &std::path::Path, started: Instant) -> anyhow::Result<()> {
+    fn next_steps(&self, directory: &Path, started: Instant) -> anyhow::Result<()> {
         let mut report = Report::to_stdout();
         writeln!(
             report,

@@ -10,6 +10,7 @@ mod damage;
 mod destination;
 mod extract;
 mod fetch_wal;
+mod included;
 mod judge;
 mod list;
 mod plan;

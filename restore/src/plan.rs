@@ -389,10 +389,11 @@ fn notes(catalogue: &Catalogue, path: &TimelineHistory, backup: &Backup, size: S
     if let Some(words) = &backup.damaged_pages {
         notes.push(format!("the source had damaged pages when this backup was taken, and they are in it: {words}"));
     }
-    if !backup.server.files_outside.is_empty() {
+    let left_out = backup.files_left_out();
+    if !left_out.is_empty() {
         notes.push(format!(
             "configuration files lay outside of the data directory and are not in the backup: {}",
-            backup.server.files_outside.join(", ")
+            left_out.join(", ")
         ));
     }
     if !catalogue.others.is_empty() {

@@ -110,7 +110,10 @@ fn write_text(report: &mut impl Write, backup: &Backup) -> std::io::Result<()> {
     if let Some(directory) = &server.data_directory {
         writeln!(report, "directory    {} (mode {})", printable(directory), server.data_directory_mode)?;
     }
-    for file in &server.files_outside {
+    for included in &backup.included {
+        writeln!(report, "included     {} ({} files)", printable(&included.directory), included.files)?;
+    }
+    for file in backup.files_left_out() {
         writeln!(report, "not included {}", printable(file))?;
     }
     writeln!(report, "started      {}", format_time(backup.start_time))?;

@@ -12,8 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::fan_out::FanOut;
-use super::{CheckedBackup, StoredBackup, compress_failure, hex};
-use crate::backup::StoredFile;
+use super::{CheckedBackup, StoredBackup, compress_failure, hex, stored_file};
 use crate::error::{RepositoryError, Result, in_full};
 use crate::index::{IndexLine, IndexReader, IndexedMember};
 
@@ -86,14 +85,12 @@ impl ManifestWriter {
             .repositories
             .iter()
             .zip(objects)
-            .map(|(repository, object)| StoredFile {
-                name: repository.keys().manifest(&self.stored.id, repository.sealing()).file_name().to_owned(),
-                stored_size: object.size,
-                crc32: format!("{:08x}", object.crc32),
-                sha256: sha256.clone(),
+            .map(|(repository, object)| {
+                let key = repository.keys().manifest(&self.stored.id, repository.sealing());
+                stored_file(key.file_name().to_owned(), object, &sha256)
             })
             .collect();
-        Ok((CheckedBackup { stored: self.stored, manifest }, end))
+        Ok((CheckedBackup { stored: self.stored, manifest, included: Vec::new() }, end))
     }
 
     /// Gives the backup up; see [`BackupWriter::abort`](super::BackupWriter::abort).

@@ -107,6 +107,7 @@ pub(crate) fn backup(hour: u32, on: u32, number: u64) -> Backup {
         index: stored,
         totals: Totals::default(),
         recipients: Vec::new(),
+        included: Vec::new(),
         annotations: BTreeMap::new(),
         damaged_pages: None,
         written_by: "test".to_owned(),
