@@ -64,7 +64,7 @@ soak: servers programs ## Runs random histories and faults for long; SEED=… re
 
 .PHONY: bench
 bench: ## Compares backup and restore with other tools on this machine; SCALE=… makes it smaller
-	tests/servers/install-postgres.sh
+	tests/servers/install-postgres.sh 15
 	$(CARGO) build --release --bins $(PROGRAMS)
 	$(CARGO) bench --package pgark-tests --bench whole_loop
 

@@ -194,8 +194,8 @@ struct Taken {
 
 impl Source {
     async fn connect(options: &ConnectionOptions, configuration: &Configuration) -> anyhow::Result<Self> {
-        let options = &without_idle_timeout(options);
         let mut replication = ReplicationConnection::connect(options).await.context("open a replication connection")?;
+        replication.known_server_version().await?;
         let identity = replication.identify_system().await?;
         let sql = Server::connect(options).await?;
         let facts = sql.facts(identity.system_identifier).await?;
@@ -365,17 +365,6 @@ fn tablespaces(stream: &BaseBackupStream<'_>) -> Vec<Tablespace> {
             in_place: !tablespace.location.starts_with(b"/"),
         })
         .collect()
-}
-
-/// All connections idle now and then: for ordinary SQL, and the one that holds the WAL, for as long as the backup takes,
-/// and the one of the base backup while the WAL is waited for.
-fn without_idle_timeout(options: &ConnectionOptions) -> ConnectionOptions {
-    let own = "-c idle_session_timeout=0";
-    let options_text = match &options.options {
-        Some(text) => format!("{text} {own}"),
-        None => own.to_owned(),
-    };
-    ConnectionOptions { options: Some(options_text), ..options.clone() }
 }
 
 fn host_name() -> String {

@@ -64,7 +64,15 @@ impl Server {
                 tracing::debug!(error = &error as &dyn std::error::Error, "the ordinary connection ended");
             }
         });
-        Ok(Self { client })
+        let server = Self { client };
+        server.allow_idling().await?;
+        Ok(server)
+    }
+
+    /// Between its few questions this connection idles for as long as a backup takes. 13 does not know the setting.
+    async fn allow_idling(&self) -> Result<(), ServerError> {
+        let query = "SELECT count(set_config(name, '0', false)) FROM pg_settings WHERE name = 'idle_session_timeout'";
+        self.one::<i64>("idle_session_timeout", query).await.map(drop)
     }
 
     /// The server's clock.

@@ -15,7 +15,7 @@ use pgark_agent::replication::{
     ArchiveName, BackupEnd, BackupMessage, BaseBackupOptions, BaseBackupStream, ConnectionOptions,
     ReplicationConnection, ReplicationError, SlotKind, TimelineEnd, WalMessage, WalStream,
 };
-use pgark_postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
+use pgark_postgres::{Lsn, SegmentName, SegmentSize, TablespaceMap, TimelineHistory, TimelineId};
 use sha2::{Digest, Sha256};
 
 fn options(text: &str) -> ConnectionOptions {
@@ -280,15 +280,23 @@ async fn a12_a13_a_whole_backup_agrees_with_its_manifest() {
     }
 }
 
+#[tokio::test]
+async fn a09_a_whole_backup_of_an_old_server_agrees_with_its_manifest() {
+    for major in [13, 14] {
+        check_whole_backup(major).await;
+    }
+}
+
 async fn check_whole_backup(major: u32) {
     let server = PostgresServer::builder().major(major).setting("allow_in_place_tablespaces", "on").start();
     let space = TempDir::for_test_user("space");
+    let outside = space.create_dir(r"out\side");
     server.psql(&format!(
         "CREATE TABLESPACE outside LOCATION '{}';
          CREATE TABLESPACE inside LOCATION '';
          CREATE TABLE t1 (a int) TABLESPACE outside; INSERT INTO t1 SELECT generate_series(1, 200000);
          CREATE TABLE t2 (a int) TABLESPACE inside; INSERT INTO t2 SELECT 1;",
-        space.path().display()
+        outside.display()
     ));
     let mut connection = connect(&server).await;
     let stream = connection.base_backup(&fast()).await.unwrap();
@@ -315,6 +323,9 @@ async fn check_whole_backup(major: u32) {
     assert_eq!(received.archives.last().unwrap().0, ArchiveName::Base);
 
     let files = received.files();
+    let map = TablespaceMap::parse(&files["tablespace_map"], major).unwrap();
+    assert_eq!(map.entries().len(), 1);
+    assert_eq!(map.entries()[0].1, outside.as_os_str().as_encoded_bytes());
     let inside = server.psql("SELECT 'pg_tblspc/' || oid || '/' FROM pg_tablespace WHERE spcname = 'inside'");
     assert_eq!(files.keys().any(|path| path.starts_with(&inside)), sends_inside);
     let manifest: serde_json::Value = serde_json::from_slice(&received.manifest).unwrap();
@@ -422,7 +433,13 @@ async fn a02_a_terminated_backup_is_a_failure() {
 
 #[tokio::test]
 async fn a03_a_canceled_backup_leaves_the_connection_usable() {
-    let server = PostgresServer::start_default();
+    for major in [13, 15] {
+        check_canceled_backup(major).await;
+    }
+}
+
+async fn check_canceled_backup(major: u32) {
+    let server = PostgresServer::builder().major(major).start();
     let mut connection = connect(&server).await;
     let pid = connection.process_id();
     let mut stream = connection.base_backup(&slow()).await.unwrap();
@@ -451,7 +468,13 @@ async fn a01_a_killed_server_is_a_failure() {
 
 #[tokio::test]
 async fn a04_damaged_pages_are_told_apart_from_a_failed_backup() {
-    let mut server = PostgresServer::start_default();
+    for major in [13, 15] {
+        check_damaged_pages(major).await;
+    }
+}
+
+async fn check_damaged_pages(major: u32) {
+    let mut server = PostgresServer::builder().major(major).start();
     server.psql("CREATE TABLE victim AS SELECT generate_series(1, 10000) AS a; CHECKPOINT");
     let path = server.psql("SELECT pg_relation_filepath('victim')");
     server.stop_fast();
@@ -576,7 +599,13 @@ async fn a_refused_stream_leaves_the_connection_usable() {
 
 #[tokio::test]
 async fn a_promotion_ends_the_timeline_and_the_next_one_follows() {
-    let primary = PostgresServer::builder().wal_segment_megabytes(1).start();
+    for major in [13, 15] {
+        check_promotion(major).await;
+    }
+}
+
+async fn check_promotion(major: u32) {
+    let primary = PostgresServer::builder().major(major).wal_segment_megabytes(1).start();
     let size = SegmentSize::new(MIB).unwrap();
     let mut standby = primary.start_standby();
     let mut connection = connect(&standby).await;

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use pgark_command::{DataDirectoryError, data_directory_of_wal_file, read_control_file};
 use pgark_postgres::{
-    HistoryError, SegmentHeader, SegmentName, SystemIdentifier, TimelineHistory, WalFileName, WalFileNameError,
-    WalPageError,
+    HistoryError, KNOWN_MAJOR_VERSIONS, SegmentHeader, SegmentName, SystemIdentifier, TimelineHistory, WalFileName,
+    WalFileNameError, WalPageError,
 };
 
 /// The largest WAL segment.
@@ -52,6 +52,12 @@ pub enum SourceError {
         /// The largest sensible size.
         limit: u64,
     },
+    /// The segment was written by a server that came after this program.
+    #[error(
+        "the server is newer than PostgreSQL {}, the newest that this pgark knows: upgrade pgark; the server keeps the file and tries again",
+        KNOWN_MAJOR_VERSIONS.end()
+    )]
+    NewerVersion(#[source] WalPageError),
     /// The segment is not what its name says.
     #[error("the file is not the WAL segment that its name says")]
     Segment(#[source] WalPageError),
@@ -74,7 +80,7 @@ impl SourceFile {
         match name {
             WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
                 let content = read_whole(path, SEGMENT_LIMIT)?;
-                let system_identifier = check_segment(&segment, &content).map_err(SourceError::Segment)?;
+                let system_identifier = check_segment(&segment, &content).map_err(refused)?;
                 Ok(Self { name, content, system_identifier })
             }
             WalFileName::History(timeline) => {
@@ -88,6 +94,10 @@ impl SourceFile {
             }
         }
     }
+}
+
+fn refused(error: WalPageError) -> SourceError {
+    if error.is_of_newer_version() { SourceError::NewerVersion(error) } else { SourceError::Segment(error) }
 }
 
 fn check_segment(name: &SegmentName, content: &[u8]) -> Result<SystemIdentifier, WalPageError> {

@@ -12,6 +12,7 @@ mod control_file;
 mod history;
 mod little_endian;
 mod lsn;
+mod major_version;
 mod manifest;
 mod relative_path;
 mod segment;
@@ -27,6 +28,7 @@ pub use backup_label::{BackupLabel, BackupLabelError, BackupMethod, BackupSource
 pub use control_file::{ClusterState, ControlFile, ControlFileError, WalLevel};
 pub use history::{HistoryEntry, HistoryError, TimelineHistory};
 pub use lsn::{Lsn, LsnParseError};
+pub use major_version::{KNOWN_MAJOR_VERSIONS, is_known_major_version};
 pub use manifest::{
     ChecksumAlgorithm, ManifestChecksum, ManifestEnd, ManifestError, ManifestFile, ManifestReader, WalRange,
     crc32c_from_hex, crc32c_to_hex,

@@ -1,13 +1,16 @@
 //! `tablespace_map`: where the tablespaces of a base backup lie.
 //!
 //! One line each: the OID, a space, the absolute path. A newline, carriage return or backslash in the path has a
-//! backslash before it. On the first start the server makes its links from this file, so a restore that moves
-//! tablespaces must rewrite it.
+//! backslash before it; in 13 a backslash has none, and stands for itself unless a line end follows. On the first start
+//! the server makes its links from this file, so a restore that moves tablespaces must rewrite it, in its own dialect.
 
 use thiserror::Error;
 
 /// The server reads lines into a buffer of this size.
 const MAX_LINE_BYTES: usize = 1023;
+
+/// From this major version on, backslashes in paths have a backslash before them.
+const ESCAPED_BACKSLASHES: u32 = 14;
 
 /// The tablespaces of a backup and their locations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,8 +67,8 @@ impl TablespaceMap {
         Ok(Self { entries })
     }
 
-    /// Reads a map.
-    pub fn parse(content: &[u8]) -> Result<Self, TablespaceMapError> {
+    /// Reads a map that a server of this major version wrote.
+    pub fn parse(content: &[u8], major: u32) -> Result<Self, TablespaceMapError> {
         let mut entries = Vec::new();
         let mut line = Vec::new();
         let mut escaped = false;
@@ -77,7 +80,11 @@ impl TablespaceMap {
                     line.push(byte);
                     escaped = false;
                 }
-                b'\\' => escaped = true,
+                b'\\' if major >= ESCAPED_BACKSLASHES => escaped = true,
+                b'\n' | b'\r' if major < ESCAPED_BACKSLASHES && line.last() == Some(&b'\\') => {
+                    line.pop();
+                    line.push(byte);
+                }
                 b'\n' => {
                     entries.push(parse_line(&line, entries.len() + 1)?);
                     line.clear();
@@ -92,14 +99,14 @@ impl TablespaceMap {
         Self::new(entries)
     }
 
-    /// Writes the map as the server does.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    /// Writes the map as a server of this major version does.
+    pub fn to_bytes(&self, major: u32) -> Vec<u8> {
         let mut content = Vec::new();
         for (oid, path) in &self.entries {
             content.extend_from_slice(oid.to_string().as_bytes());
             content.push(b' ');
             for &byte in path {
-                if matches!(byte, b'\n' | b'\r' | b'\\') {
+                if matches!(byte, b'\n' | b'\r') || (byte == b'\\' && major >= ESCAPED_BACKSLASHES) {
                     content.push(b'\\');
                 }
                 content.push(byte);
@@ -146,31 +153,41 @@ mod tests {
 
     #[test]
     fn a_real_map_is_read_and_written_back() {
-        let map = TablespaceMap::parse(REAL).unwrap();
+        let map = TablespaceMap::parse(REAL, 15).unwrap();
         let paths: Vec<_> = map.entries().iter().map(|(_, path)| path.as_slice()).collect();
         assert_eq!(paths, [&br"/tmp/pgt15/two\two"[..], b"/tmp/pgt15/space one"]);
-        assert_eq!(map.to_bytes(), REAL);
+        assert_eq!(map.to_bytes(15), REAL);
         assert_eq!(map.path(map.entries()[0].0), Some(&br"/tmp/pgt15/two\two"[..]));
         assert_eq!(map.path(1), None);
     }
 
     #[test]
+    fn a_backslash_stands_for_itself_in_13() {
+        let content = b"16384 /tmp/two\\two\n16385 /line\\\nend\n";
+        let map = TablespaceMap::parse(content, 13).unwrap();
+        assert_eq!(map.path(16384), Some(&br"/tmp/two\two"[..]));
+        assert_eq!(map.path(16385), Some(&b"/line\nend"[..]));
+        assert_eq!(map.to_bytes(13), content);
+        assert_eq!(TablespaceMap::parse(&map.to_bytes(14), 14), Ok(map));
+    }
+
+    #[test]
     fn an_empty_map_is_valid() {
-        assert_eq!(TablespaceMap::parse(b"").unwrap(), TablespaceMap::default());
+        assert_eq!(TablespaceMap::parse(b"", 15).unwrap(), TablespaceMap::default());
     }
 
     #[test]
     fn other_contents_are_refused() {
         for content in [&b"1 /a"[..], b"1 /a\n2 /b", b"1 /a\\", b"1 /a\\\n"] {
-            assert_eq!(TablespaceMap::parse(content), Err(TablespaceMapError::NoNewline), "{content:?}");
+            assert_eq!(TablespaceMap::parse(content, 15), Err(TablespaceMapError::NoNewline), "{content:?}");
         }
         for content in [&b"\n"[..], b"1\n", b"1 \n", b" /a\n", b"x /a\n", b"+1 /a\n", b"0 /a\n", b"4294967296 /a\n"] {
-            assert!(matches!(TablespaceMap::parse(content), Err(TablespaceMapError::Line { .. })), "{content:?}");
+            assert!(matches!(TablespaceMap::parse(content, 15), Err(TablespaceMapError::Line { .. })), "{content:?}");
         }
         for content in [&b"1 a\n"[..], b"1 ../a\n", b"1 /a\0b\n", &[b"1 /", &[b'a'; 2000][..], b"\n"].concat()] {
-            assert!(matches!(TablespaceMap::parse(content), Err(TablespaceMapError::Path { .. })), "{content:?}");
+            assert!(matches!(TablespaceMap::parse(content, 15), Err(TablespaceMapError::Path { .. })), "{content:?}");
         }
-        assert_eq!(TablespaceMap::parse(b"7 /a\n8 /b\n7 /c\n"), Err(TablespaceMapError::Twice { oid: 7 }));
+        assert_eq!(TablespaceMap::parse(b"7 /a\n8 /b\n7 /c\n", 15), Err(TablespaceMapError::Twice { oid: 7 }));
     }
 
     proptest! {
@@ -178,15 +195,17 @@ mod tests {
         fn maps_round_trip(paths in prop::collection::btree_map(1u32.., prop::collection::vec(1u8.., 0..60), 0..8)) {
             let entries = paths.into_iter().map(|(oid, rest)| (oid, [b"/".as_slice(), &rest].concat())).collect();
             let map = TablespaceMap::new(entries).unwrap();
-            prop_assert_eq!(TablespaceMap::parse(&map.to_bytes()), Ok(map));
+            prop_assert_eq!(TablespaceMap::parse(&map.to_bytes(14), 14), Ok(map));
         }
 
         #[test]
         fn any_bytes_are_read_or_refused(content: Vec<u8>, at in 0..REAL.len(), byte: u8) {
-            let _unused = TablespaceMap::parse(&content);
             let mut mutated = REAL.to_vec();
             mutated[at] = byte;
-            let _unused = TablespaceMap::parse(&mutated);
+            for major in [13, 14] {
+                let _unused = TablespaceMap::parse(&content, major);
+                let _unused = TablespaceMap::parse(&mutated, major);
+            }
         }
     }
 }

@@ -61,7 +61,7 @@ pub enum WalPageError {
     },
     /// The magic belongs to no known major version.
     #[error(
-        "page magic {magic:04X} belongs to no known version: expected D106 (13), D10D (14), D110 (15), D113 (16), D116 (17) or D118 (18)"
+        "page magic {magic:04X} is of no known version: expected D106 (13), D10D (14), D110 (15), D113 (16), D116 (17) or D118 (18)"
     )]
     UnknownMagic {
         /// The magic found.
@@ -143,6 +143,15 @@ pub enum WalPageError {
         /// The segment size in the header.
         segment_size: SegmentSize,
     },
+}
+
+impl WalPageError {
+    /// Whether the page looks like one of a PostgreSQL that came after the newest known one. The magic has risen with
+    /// every major version so far.
+    pub fn is_of_newer_version(&self) -> bool {
+        let newest = MAGICS[MAGICS.len() - 1].0;
+        matches!(*self, Self::UnknownMagic { magic } if magic > newest && magic >> 8 == newest >> 8)
+    }
 }
 
 impl SegmentHeader {

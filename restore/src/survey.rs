@@ -127,8 +127,8 @@ impl Survey {
             return Err(wrong("its backup_label is of an incremental backup".to_owned()));
         }
         let map = notable.remove(TABLESPACE_MAP);
-        let tablespaces =
-            TablespaceMap::parse(map.as_deref().unwrap_or_default()).map_err(|error| wrong(error.to_string()))?;
+        let tablespaces = TablespaceMap::parse(map.as_deref().unwrap_or_default(), server.major())
+            .map_err(|error| wrong(error.to_string()))?;
         let mut mapped: Vec<u32> = tablespaces.entries().iter().map(|(oid, _)| *oid).collect();
         let mut expected: Vec<u32> = backup
             .tablespaces

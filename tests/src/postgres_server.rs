@@ -87,7 +87,8 @@ impl PostgresServer {
         format!("host=127.0.0.1 port={} user=postgres dbname=postgres", self.port)
     }
 
-    /// A program of this server's own version, such as `pg_verifybackup`.
+    /// A program of this server's own version, such as `pg_verifybackup`; for 14 and 16, which come without client
+    /// tools, of the next version that has it.
     pub fn bin(&self, name: &str) -> PathBuf {
         self.installation.bin(name)
     }
@@ -155,7 +156,10 @@ impl PostgresServer {
 
     /// Waits until recovery has reached its target and stands still there.
     pub fn wait_until_paused(&mut self) {
-        self.wait_for("SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END", "paused");
+        // 13 cannot tell a pause that was asked for from one that has begun.
+        let paused =
+            if self.major() < 14 { "pg_is_wal_replay_paused()" } else { "pg_get_wal_replay_pause_state() = 'paused'" };
+        self.wait_for(&format!("SELECT CASE WHEN pg_is_in_recovery() THEN {paused} END"), "t");
     }
 
     /// Waits until recovery has ended and the server takes writes.

@@ -4,6 +4,7 @@
 //! All programs run as the test user, like the server, so that both may write to a local repository.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,10 +16,16 @@ use crate::wait::wait_until;
 /// How long the archiver may take for all that is waiting, on a loaded machine.
 const ARCHIVE_LIMIT: Duration = Duration::from_secs(60);
 
+/// Whom the agent logs in as over TCP.
+const ROLE: &str = "pgark";
+const PASSWORD: &str = "correct horse battery staple";
+
 #[derive(Debug)]
 pub struct ProtectedCluster {
     /// Stops before its folder goes.
     server: PostgresServer,
+    /// How the agent reaches the server.
+    connection: String,
     config: PathBuf,
     repositories: String,
     dir: TempDir,
@@ -31,6 +38,7 @@ pub struct ProtectedClusterBuilder {
     repositories: String,
     settings: String,
     archiving: bool,
+    over_tcp: bool,
 }
 
 impl ProtectedCluster {
@@ -46,6 +54,7 @@ impl ProtectedCluster {
             repositories: String::new(),
             settings: String::new(),
             archiving: true,
+            over_tcp: false,
         }
     }
 
@@ -69,7 +78,7 @@ impl ProtectedCluster {
 
     /// Writes a second configuration for the same cluster with other repositories, such as one with the private key.
     pub fn write_config(&self, name: &str, repositories: &str) -> PathBuf {
-        write_config(&self.dir, name, &self.server, repositories, "")
+        write_config(&self.dir, name, &self.connection, repositories, "")
     }
 
     /// The `[[repository]]` sections of the configuration.
@@ -198,15 +207,31 @@ impl ProtectedClusterBuilder {
         self
     }
 
+    /// The agent connects as a fleet would have it: over TCP, as a role with no more rights than it needs, whose
+    /// password (SCRAM-SHA-256) is in a password file. Otherwise it is the superuser on the unix socket.
+    pub fn over_tcp(mut self) -> Self {
+        self.over_tcp = true;
+        self.server = self.server.tcp().hba(&format!("host postgres,replication {ROLE} 127.0.0.1/32 scram-sha-256"));
+        self
+    }
+
     pub fn start(self) -> ProtectedCluster {
+        let over_tcp = self.over_tcp;
         let mut cluster = self.create();
         cluster.server.start();
+        if over_tcp {
+            cluster.server.psql(&format!(
+                "SET password_encryption = 'scram-sha-256';
+                 CREATE ROLE {ROLE} LOGIN REPLICATION PASSWORD '{PASSWORD}';
+                 GRANT pg_read_all_settings TO {ROLE}"
+            ));
+        }
         cluster
     }
 
     /// Creates everything without starting the server.
     pub fn create(self) -> ProtectedCluster {
-        let Self { dir, mut server, mut repositories, settings, archiving } = self;
+        let Self { dir, mut server, mut repositories, settings, archiving, over_tcp } = self;
         if repositories.is_empty() {
             repositories = local_repository(&dir, "local", "repository");
         }
@@ -216,13 +241,22 @@ impl ProtectedClusterBuilder {
             server = server.archive_command(&format!("{} --config {} %p", program.display(), config.display()));
         }
         let server = server.create();
-        let config = write_config(&dir, "config.toml", &server, &repositories, &settings);
-        ProtectedCluster { server, config, repositories, dir }
+        let connection = if over_tcp { tcp_connection(&dir, &server) } else { server.connection_string() };
+        let config = write_config(&dir, "config.toml", &connection, &repositories, &settings);
+        ProtectedCluster { server, connection, config, repositories, dir }
     }
 }
 
-fn write_config(dir: &TempDir, name: &str, server: &PostgresServer, repositories: &str, settings: &str) -> PathBuf {
-    let connection = server.connection_string();
+/// The connection string of a cluster that is reached over TCP, and the password file that it names.
+fn tcp_connection(dir: &TempDir, server: &PostgresServer) -> String {
+    let port = server.port();
+    let passwords = dir.write("pgpass", format!("127.0.0.1:{port}:*:{ROLE}:{PASSWORD}\n"));
+    fs::set_permissions(&passwords, fs::Permissions::from_mode(0o600))
+        .unwrap_or_else(|error| panic!("cannot protect {}: {error}", passwords.display()));
+    format!("host=127.0.0.1 port={port} user={ROLE} passfile={}", passwords.display())
+}
+
+fn write_config(dir: &TempDir, name: &str, connection: &str, repositories: &str, settings: &str) -> PathBuf {
     let state = dir.create_dir("state");
     let state = state.display();
     dir.write(

@@ -69,6 +69,16 @@ fn b20_names_that_no_server_gives() {
     archive.refuses(&archive.cluster.dir().join("elsewhere"), "not one that PostgreSQL archives");
 }
 
+/// The magic is the one that development versions of PostgreSQL 19 had.
+#[test]
+fn b21_a_segment_of_a_newer_postgresql() {
+    let archive = archive();
+    let mut newer = archive.bytes.clone();
+    newer[..2].copy_from_slice(&0xD120u16.to_le_bytes());
+    archive
+        .refuses(&archive.write(&archive.name, &newer), "newer than PostgreSQL 18, the newest that this pgark knows");
+}
+
 #[test]
 fn b21_b22_segments_that_are_not_what_their_name_says() {
     let archive = archive();

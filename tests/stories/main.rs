@@ -5,6 +5,7 @@
 
 mod archive_command;
 mod encryption;
+mod every_version;
 mod included;
 mod packaging;
 mod recovery_targets;

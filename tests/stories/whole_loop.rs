@@ -120,7 +120,16 @@ fn in_two_repositories_at_once() {
 
 #[test]
 fn without_any_archiving() {
-    let cluster = ProtectedCluster::builder().without_archiving().start();
+    the_agent_fetches_the_wal(15);
+}
+
+#[test]
+fn without_any_archiving_on_postgresql_13() {
+    the_agent_fetches_the_wal(13);
+}
+
+fn the_agent_fetches_the_wal(major: u32) {
+    let cluster = ProtectedCluster::builder().server(|server| server.major(major)).without_archiving().start();
     assert_eq!(cluster.server().psql("SHOW archive_mode"), "off");
     cluster.server().psql("CREATE TABLE loop AS SELECT n FROM generate_series(1, 1000) n");
     cluster.backup();

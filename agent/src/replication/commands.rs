@@ -4,7 +4,7 @@
 //! takes anything else for SQL.
 
 use bytes::Bytes;
-use pgark_postgres::{Lsn, SystemIdentifier, TimelineId};
+use pgark_postgres::{Lsn, SystemIdentifier, TimelineId, is_known_major_version};
 
 use super::connection::{ReplicationConnection, Row};
 use super::error::ReplicationError;
@@ -73,6 +73,14 @@ impl ReplicationConnection {
         let version = parse_column(&row, 0, "server_version_num")?;
         self.version = Some(version);
         Ok(version)
+    }
+
+    /// The version of a server whose formats are known; every other is refused.
+    pub async fn known_server_version(&mut self) -> Result<u32, ReplicationError> {
+        let version = self.server_version_num().await?;
+        // Nine and before counted otherwise, and are far below.
+        let major = version / 10_000;
+        if is_known_major_version(major) { Ok(version) } else { Err(ReplicationError::UnknownVersion { major }) }
     }
 
     /// Fetches the history file of a timeline. Timeline 1 has none, and one that the server does not have is an error

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 
+use pgark_postgres::KNOWN_MAJOR_VERSIONS;
 use thiserror::Error;
 
 use super::base_backup::BackupEnd;
@@ -165,13 +166,15 @@ pub enum ReplicationError {
         server: Box<ServerError>,
     },
 
-    /// The server cannot do what was asked because of its version.
-    #[error("server version {found} is too old: {needs}")]
-    ServerTooOld {
-        /// `server_version_num`.
-        found: u32,
-        /// What is needed, and what is said about the rest.
-        needs: &'static str,
+    /// Nothing is known of the server's version.
+    #[error(
+        "the server is PostgreSQL {major}, and this pgark knows {} to {} only",
+        KNOWN_MAJOR_VERSIONS.start(),
+        KNOWN_MAJOR_VERSIONS.end()
+    )]
+    UnknownVersion {
+        /// Its major version.
+        major: u32,
     },
 
     /// A command failed; the session can still be used unless the error was fatal.
@@ -346,6 +349,10 @@ impl ReplicationError {
             Self::TooManySenders { .. } => {
                 "raise max_wal_senders (pgark needs two) or end an unused replication connection".to_owned()
             }
+            Self::UnknownVersion { major } if *major > *KNOWN_MAJOR_VERSIONS.end() => {
+                format!("install a pgark that knows PostgreSQL {major}")
+            }
+            Self::UnknownVersion { .. } => "upgrade the server".to_owned(),
             Self::PagesDamaged { .. } => {
                 "keep older backups, find the damaged relations with pg_amcheck and the server's log".to_owned()
             }

@@ -45,7 +45,9 @@ fn every_known_version_is_told_by_its_magic() {
     }
     assert_eq!(magic_of(19), None);
     let newer = SegmentHeader::parse(&changed(0, &0xD120u16.to_le_bytes())).unwrap_err();
-    assert!(newer.to_string().contains("D120"), "{newer}");
+    assert!(newer.to_string().contains("D120") && newer.is_of_newer_version(), "{newer}");
+    let garbage = SegmentHeader::parse(&changed(0, &0xE000u16.to_le_bytes())).unwrap_err();
+    assert!(!garbage.is_of_newer_version(), "{garbage}");
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn link_tablespaces(extraction: &Extraction, tree: &Tree) -> Result<Option<Vec<u
     let map = TablespaceMap::new(entries).map_err(|error| {
         io_failure("write", tree.shown(TABLESPACE_MAP), io::Error::new(io::ErrorKind::InvalidInput, error))
     })?;
-    Ok(Some(map.to_bytes()))
+    Ok(Some(map.to_bytes(extraction.backup.server.major())))
 }
 
 fn write_file(tree: &Tree, last: &mut LastParent, path: &[u8], content: &[u8]) -> Result<(), ExtractError> {

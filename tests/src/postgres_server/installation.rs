@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+/// What the tests know how to install.
+const NEWEST: u32 = 18;
+
 #[derive(Debug, Clone)]
 pub(crate) struct Installation {
     major: u32,
@@ -17,14 +20,10 @@ pub fn newest_major() -> u32 {
 
 impl Installation {
     pub(crate) fn find(major: u32) -> Self {
-        let native = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
-        let unpacked = unpacked_bin_dir(major);
-        let bin_dir = [&unpacked, &native].into_iter().find(|dir| dir.join("postgres").exists());
-        let Some(bin_dir) = bin_dir else {
+        let places = bin_dirs(major);
+        let Some(bin_dir) = places.iter().find(|dir| dir.join("postgres").exists()) else {
             panic!(
-                "PostgreSQL {major} is in neither {} nor {}: run tests/servers/install-postgres.sh {major} as root",
-                unpacked.display(),
-                native.display()
+                "PostgreSQL {major} is in none of {places:?}: run tests/servers/install-postgres.sh {major} as root"
             );
         };
         Self { major, bin_dir: bin_dir.clone() }
@@ -34,10 +33,11 @@ impl Installation {
         self.major
     }
 
+    /// A program of this version, or of the next newer one that has it: 14 and 16 come without client tools.
     pub(crate) fn bin(&self, name: &str) -> PathBuf {
-        let path = self.bin_dir.join(name);
-        assert!(path.exists(), "PostgreSQL {} has no {name} in {}", self.major, self.bin_dir.display());
-        path
+        let newer = (self.major + 1..=NEWEST).flat_map(bin_dirs);
+        let path = [self.bin_dir.clone()].into_iter().chain(newer).map(|dir| dir.join(name)).find(|path| path.exists());
+        path.unwrap_or_else(|| panic!("neither PostgreSQL {} nor a newer one that is installed has {name}", self.major))
     }
 
     /// A command that sees nothing of the tester's own PostgreSQL settings or language.
@@ -52,6 +52,11 @@ impl Installation {
         command.env("LC_ALL", "C").env("HOME", "/nonexistent").current_dir("/");
         command
     }
+}
+
+/// Where the programs of a version may be.
+fn bin_dirs(major: u32) -> [PathBuf; 2] {
+    [unpacked_bin_dir(major), PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"))]
 }
 
 fn unpacked_bin_dir(major: u32) -> PathBuf {

@@ -62,14 +62,7 @@ fn find_or_create_template(installation: &Installation, options: &ClusterOptions
 
 fn initdb(installation: &Installation, options: &ClusterOptions, data_dir: &Path) {
     let mut command = installation.command("initdb");
-    command.args([
-        "--username=postgres",
-        "--auth=trust",
-        "--encoding=UTF8",
-        "--locale=C",
-        "--no-sync",
-        "--no-instructions",
-    ]);
+    command.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]);
     command.arg(format!("--wal-segsize={}", options.wal_segment_megabytes));
     match (options.data_checksums, installation.major()) {
         (true, _) => drop(command.arg("--data-checksums")),
