@@ -202,9 +202,9 @@ impl RunningProgram {
         kill_process(pid, signal).unwrap_or_else(|error| panic!("cannot signal {}: {error}", self.name));
     }
 
-    /// Kills it as a crash would, and waits until it is gone.
-    pub fn kill9(self) -> Outcome {
-        self.signal(Signal::KILL);
+    /// Kills it as a crash would, unless it has ended, and waits until it is gone.
+    pub fn kill9(mut self) -> Outcome {
+        self.child.kill().unwrap_or_else(|error| panic!("cannot kill {}: {error}", self.name));
         self.wait()
     }
 
