@@ -16,7 +16,7 @@ use pgark_repository::{BackupId, ClusterRepository};
 use serde::Serialize;
 
 use crate::catalogue::Catalogue;
-use crate::destination::{self, Destination, DestinationRequest};
+use crate::destination::{self, Destination, DestinationRequest, PlacedTablespace};
 use crate::extract::{Extraction, extract};
 use crate::included;
 use crate::plan::{PlanJson, Request, RestorePlan, plan};
@@ -38,6 +38,10 @@ pub struct BaseArguments {
     /// Put the tablespace OID into DIR [default: where it was]
     #[arg(long = "tablespace", value_name = "OID=DIR", value_parser = parse_tablespace)]
     tablespaces: Vec<(u32, PathBuf)>,
+
+    /// Put all other tablespaces below DIR, each into a directory named after its OID
+    #[arg(long, value_name = "DIR")]
+    tablespace_base: Option<PathBuf>,
 
     /// Bring back what `backup --include` took along, each directory under its own path below DIR
     ///
@@ -128,9 +132,33 @@ fn parse_tablespace(text: &str) -> Result<(u32, PathBuf), String> {
 struct BaseJson {
     plan: PlanJson,
     directory: Option<PathBuf>,
+    /// Where each tablespace goes; empty without a directory.
+    tablespaces: Vec<TablespaceJson>,
     archive_mode: &'static str,
     signal_file: &'static str,
     restored: bool,
+}
+
+#[derive(Serialize)]
+struct TablespaceJson {
+    oid: u32,
+    /// Nothing for one that lies in the data directory itself.
+    location: Option<String>,
+    /// Where it was.
+    original: String,
+    is_moved: bool,
+}
+
+impl TablespaceJson {
+    fn new(placed: &PlacedTablespace, plan: &RestorePlan) -> Self {
+        let original = plan.backup.tablespaces.iter().find(|tablespace| tablespace.oid == placed.oid);
+        Self {
+            oid: placed.oid,
+            location: placed.location.as_ref().map(|location| location.display().to_string()),
+            original: original.map(|tablespace| tablespace.location.clone()).unwrap_or_default(),
+            is_moved: placed.is_moved,
+        }
+    }
 }
 
 /// Runs the command.
@@ -158,6 +186,7 @@ pub async fn base(
             let request = DestinationRequest {
                 directory,
                 tablespaces: &arguments.tablespaces,
+                tablespace_base: arguments.tablespace_base.as_deref(),
                 repository: local.map(AsRef::as_ref),
             };
             Some(destination::check(&request, &plan.backup, &survey.layout)?)
@@ -169,8 +198,10 @@ pub async fn base(
     };
     let output = Output { json: arguments.json, plan: &plan, settings: &settings };
     output.plan(destination.as_ref(), included_to.as_deref())?;
+    let placed = destination.iter().flat_map(|destination| &destination.tablespaces);
+    let tablespaces: Vec<_> = placed.map(|placed| TablespaceJson::new(placed, &plan)).collect();
     let Some(destination) = destination.filter(|_| !arguments.dry_run) else {
-        output.finish(arguments.to.clone(), false)?;
+        output.finish(arguments.to.clone(), tablespaces, false)?;
         return Ok(ExitCode::Done);
     };
     let directory = destination.directory.clone();
@@ -183,7 +214,7 @@ pub async fn base(
     restore(options, place, &plan, survey, destination, auto_conf, settings.mode, jobs).await.with_context(|| {
         format!("restore into {} (it cannot be started; remove it before the next attempt)", directory.display())
     })?;
-    output.finish(Some(directory.clone()), true)?;
+    output.finish(Some(directory.clone()), tablespaces, true)?;
     if !arguments.json {
         output.next_steps(&directory, started)?;
     }
@@ -308,9 +339,10 @@ impl Output<'_> {
         write!(report, "{}", self.plan)?;
         if let Some(destination) = destination {
             writeln!(report, "into        {}", destination.directory.display())?;
-            for tablespace in &destination.tablespaces {
+            for tablespace in destination.tablespaces.iter().map(|placed| TablespaceJson::new(placed, self.plan)) {
+                let was = if tablespace.is_moved { format!(" (was {})", tablespace.original) } else { String::new() };
                 if let Some(location) = &tablespace.location {
-                    writeln!(report, "tablespace  {} in {}", tablespace.oid, location.display())?;
+                    writeln!(report, "tablespace  {} in {}", tablespace.oid, printable(&format!("{location}{was}")))?;
                 }
             }
         }
@@ -329,13 +361,19 @@ impl Output<'_> {
         Ok(report.flush()?)
     }
 
-    fn finish(&self, directory: Option<PathBuf>, restored: bool) -> anyhow::Result<()> {
+    fn finish(
+        &self,
+        directory: Option<PathBuf>,
+        tablespaces: Vec<TablespaceJson>,
+        restored: bool,
+    ) -> anyhow::Result<()> {
         if !self.json {
             return Ok(());
         }
         let body = BaseJson {
             plan: PlanJson::from(self.plan),
             directory,
+            tablespaces,
             archive_mode: self.archive_mode(),
             signal_file: self.settings.mode.signal_file(),
             restored,

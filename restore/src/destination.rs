@@ -26,6 +26,8 @@ pub struct DestinationRequest<'r> {
     pub directory: &'r Path,
     /// Where tablespaces go that shall not go back to where they were.
     pub tablespaces: &'r [(u32, PathBuf)],
+    /// Below which all other tablespaces go, each into a directory named after its OID.
+    pub tablespace_base: Option<&'r Path>,
     /// The directory of a local repository.
     pub repository: Option<&'r Path>,
 }
@@ -78,6 +80,8 @@ pub enum DestinationError {
     InPlace { oid: u32 },
     #[error("tablespace {oid}: {} is not an absolute path without `.` and `..`", .path.display())]
     NotAbsolute { oid: u32, path: PathBuf },
+    #[error("--tablespace-base: {} is not an absolute path without `.` and `..`", .path.display())]
+    BaseNotAbsolute { path: PathBuf },
     #[error("{} has {} free, and the restore needs {}", .path.display(), format_size(*.free), format_size(*.needed))]
     NoSpace { path: PathBuf, free: u64, needed: u64 },
     #[error("cannot look at {}", .path.display())]
@@ -101,9 +105,14 @@ impl DestinationError {
             Self::NotADirectory { .. } | Self::InDataDirectory { .. } => "restore into another directory".to_owned(),
             Self::Owner { .. } => "run it as that user, or change the owner of the directory".to_owned(),
             Self::Nested { .. } | Self::Twice { .. } | Self::TablespaceTwice { .. } => {
-                "give each tablespace a directory of its own with --tablespace OID=DIR".to_owned()
+                "give each tablespace a directory of its own with --tablespace OID=DIR, or all of them with \
+                 --tablespace-base DIR"
+                    .to_owned()
             }
-            Self::UnknownTablespace { .. } | Self::InPlace { .. } | Self::NotAbsolute { .. } => return None,
+            Self::UnknownTablespace { .. }
+            | Self::InPlace { .. }
+            | Self::NotAbsolute { .. }
+            | Self::BaseNotAbsolute { .. } => return None,
             Self::NoSpace { .. } => "free some, or restore into another file system".to_owned(),
             Self::Unreadable { .. } => return None,
         })
@@ -131,7 +140,7 @@ fn check_as(
     let directory = resolve(request.directory)?;
     check_place(&directory, user)?;
     check_surroundings(&directory)?;
-    let tablespaces = place_tablespaces(request.tablespaces, backup, layout)?;
+    let tablespaces = place_tablespaces(request, backup, layout)?;
     let mut places = vec![directory.clone()];
     for location in tablespaces.iter().filter_map(|tablespace| tablespace.location.as_deref()) {
         let place = resolve(location)?;
@@ -236,10 +245,14 @@ fn check_surroundings(directory: &Path) -> Result<(), DestinationError> {
 }
 
 fn place_tablespaces(
-    given: &[(u32, PathBuf)],
+    request: &DestinationRequest<'_>,
     backup: &Backup,
     layout: &Layout,
 ) -> Result<Vec<PlacedTablespace>, DestinationError> {
+    let given = request.tablespaces;
+    if let Some(base) = request.tablespace_base.filter(|base| !is_plain_absolute(base)) {
+        return Err(DestinationError::BaseNotAbsolute { path: base.to_path_buf() });
+    }
     for (index, (oid, path)) in given.iter().enumerate() {
         if given.iter().skip(index + 1).any(|(other, _)| other == oid) {
             return Err(DestinationError::TablespaceTwice { oid: *oid });
@@ -262,9 +275,10 @@ fn place_tablespaces(
     for tablespace in &backup.tablespaces {
         let oid = tablespace.oid;
         let original = layout.tablespaces.path(oid).map(|path| PathBuf::from(OsString::from_vec(path.to_vec())));
-        let location = match given.iter().find(|(other, _)| *other == oid) {
-            Some((_, path)) => Some(path.clone()),
-            None => original.clone(),
+        let location = match (given.iter().find(|(other, _)| *other == oid), request.tablespace_base) {
+            (Some((_, path)), _) => Some(path.clone()),
+            (None, Some(base)) if !tablespace.in_place => Some(base.join(oid.to_string())),
+            (None, _) => original.clone(),
         };
         if let Some(location) = &location {
             check_absolute(oid, location)?;
@@ -276,12 +290,16 @@ fn place_tablespaces(
 }
 
 fn check_absolute(oid: u32, path: &Path) -> Result<(), DestinationError> {
-    let is_plain = path.as_os_str().as_bytes().split(|&byte| byte == b'/').all(|part| part != b"." && part != b"..");
-    if path.is_absolute() && is_plain && path.parent().is_some() {
+    if is_plain_absolute(path) && path.parent().is_some() {
         Ok(())
     } else {
         Err(DestinationError::NotAbsolute { oid, path: path.to_path_buf() })
     }
+}
+
+fn is_plain_absolute(path: &Path) -> bool {
+    let mut parts = path.as_os_str().as_bytes().split(|&byte| byte == b'/');
+    path.is_absolute() && parts.all(|part| part != b"." && part != b"..")
 }
 
 /// A tablespace that lies where it was on the same machine: the way out is to put it elsewhere.

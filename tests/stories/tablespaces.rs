@@ -90,3 +90,88 @@ fn d05_tablespaces_are_kept_and_moved() {
 fn d05_tablespaces_are_kept_moved_and_in_place_by_the_newest_postgresql() {
     kept_moved_and_in_place(newest_major());
 }
+
+#[test]
+fn d05_three_tablespaces_go_below_one_directory() {
+    let major = newest_major();
+    let builder = ProtectedCluster::builder();
+    let cluster = builder.server(|server| server.major(major).setting("allow_in_place_tablespaces", "on")).start();
+    let server = cluster.server();
+    let spaces = ["first", "second with blank", "third"];
+    for (number, name) in spaces.iter().enumerate() {
+        let place = cluster.dir().create_dir(name);
+        server.psql(&format!("CREATE TABLESPACE s{number} LOCATION '{}'", place.display()));
+    }
+    server.psql("CREATE TABLESPACE s3 LOCATION ''");
+    for number in 0..4 {
+        server.psql(&format!(
+            "CREATE TABLE t{number} TABLESPACE s{number} AS SELECT n FROM generate_series(1, 10{number}) n"
+        ));
+    }
+    let oids: Vec<String> = server
+        .psql("SELECT oid FROM pg_tablespace WHERE spcname ~ '^s[0-9]' ORDER BY 1")
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    cluster.backup();
+    server.psql("INSERT INTO t0 SELECT 0; INSERT INTO t2 SELECT 0");
+    cluster.archive_all();
+
+    let (to, below) = (cluster.dir().join("restored"), cluster.dir().join("all/spaces"));
+    let elsewhere = cluster.dir().join("elsewhere");
+    let base = |below: &str| {
+        let base = cluster.restore().args(["--quiet", "base", "--to"]).arg(&to).args(["--tablespace-base", below]);
+        base.arg("--tablespace").arg(format!("{}={}", oids[2], elsewhere.display()))
+    };
+    let shown = below.display().to_string();
+    let refused = |below: &str, words: &str| {
+        let outcome = base(below).fail_with(2);
+        assert!(outcome.stderr.contains(words), "no {words:?} in {}", outcome.stderr);
+        assert!(!to.exists() && !elsewhere.exists(), "refused, but something was created");
+    };
+    refused("relative/spaces", "--tablespace-base: relative/spaces is not an absolute path");
+    refused(&to.join("inside").display().to_string(), "lie in each other");
+    cluster.dir().create_dir("all/spaces");
+    fs::create_dir_all(below.join(&oids[1]).join("something")).unwrap();
+    refused(&shown, "is not empty");
+    fs::remove_dir_all(below.join(&oids[1])).unwrap();
+
+    let plan = base(&shown).arg("--dry-run").succeed().stdout;
+    let first = cluster.dir().join("first");
+    for line in [
+        format!("tablespace  {} in {shown}/{} (was {})", oids[0], oids[0], first.display()),
+        format!("tablespace  {} in {} (was ", oids[2], elsewhere.display()),
+    ] {
+        assert!(plan.contains(&line), "no {line:?} in\n{plan}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&base(&shown).args(["--dry-run", "--json"]).succeed().stdout).unwrap();
+    let place = |oid: &str| {
+        let all = json["tablespaces"].as_array().unwrap();
+        all.iter().find(|tablespace| tablespace["oid"].to_string() == oid).unwrap()["location"].clone()
+    };
+    assert_eq!(place(&oids[1]), format!("{shown}/{}", oids[1]), "{json}");
+    assert_eq!(place(&oids[3]), serde_json::Value::Null, "{json}");
+
+    base(&shown).succeed();
+    // The links and the map are there before a server sees the directory, and say the same.
+    let map = fs::read_to_string(to.join("tablespace_map")).unwrap();
+    let places = [below.join(&oids[0]), below.join(&oids[1]), elsewhere];
+    for (oid, place) in oids.iter().zip(&places) {
+        assert_eq!(fs::read_link(to.join("pg_tblspc").join(oid)).unwrap(), *place);
+        assert!(map.lines().any(|line| line == format!("{oid} {}", place.display())), "{map}");
+    }
+    assert_eq!(map.lines().count(), 3, "{map}");
+    assert!(fs::symlink_metadata(to.join("pg_tblspc").join(&oids[3])).unwrap().is_dir());
+    cluster.server().run("pg_verifybackup", &["--no-parse-wal", &to.display().to_string()]);
+
+    let mut restored = PostgresServer::start_restored(&to, major);
+    restored.wait_until_promoted();
+    for (number, rows) in ["101", "101", "103", "103"].iter().enumerate() {
+        assert_eq!(restored.psql(&format!("SELECT count(*) FROM t{number}")), *rows, "t{number}");
+    }
+    for (oid, place) in oids.iter().zip(&places) {
+        assert_eq!(restored.psql(&format!("SELECT pg_tablespace_location({oid})")), place.display().to_string());
+    }
+    restored.stop_fast();
+}

@@ -14,12 +14,13 @@ struct Place {
     backup: Backup,
     layout: Layout,
     given: Vec<(u32, PathBuf)>,
+    base: Option<PathBuf>,
 }
 
 impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self { folder, backup: backup(2, 1, 2), layout: Layout::default(), given: Vec::new() }
+        Self { folder, backup: backup(2, 1, 2), layout: Layout::default(), given: Vec::new(), base: None }
     }
 
     /// The backup has these tablespaces, which were below the folder.
@@ -35,6 +36,11 @@ impl Place {
 
     fn given(mut self, oid: u32, path: impl Into<PathBuf>) -> Self {
         self.given.push((oid, path.into()));
+        self
+    }
+
+    fn base(mut self, path: impl Into<PathBuf>) -> Self {
+        self.base = Some(path.into());
         self
     }
 
@@ -59,7 +65,12 @@ impl Place {
     }
 
     fn check_with(&self, repository: Option<&Path>) -> Result<Destination, DestinationError> {
-        let request = DestinationRequest { directory: &self.path("data"), tablespaces: &self.given, repository };
+        let request = DestinationRequest {
+            directory: &self.path("data"),
+            tablespaces: &self.given,
+            tablespace_base: self.base.as_deref(),
+            repository,
+        };
         // The tests may run as root, which is refused one step earlier.
         let user = std::fs::metadata(self.folder.path()).unwrap().uid();
         check_as(user, &request, &self.backup, &self.layout)
@@ -103,7 +114,7 @@ fn d01_a_directory_of_somebody_else_is_refused() {
     let place = Place::new();
     let owner = std::fs::metadata(place.directory("data")).unwrap().uid();
     let data = place.path("data");
-    let request = DestinationRequest { directory: &data, tablespaces: &[], repository: None };
+    let request = DestinationRequest { directory: &data, tablespaces: &[], tablespace_base: None, repository: None };
     let refused = check_as(owner + 1, &request, &place.backup, &place.layout);
     assert!(matches!(refused, Err(DestinationError::Owner { .. })));
 }
@@ -141,6 +152,48 @@ fn tablespaces_go_back_or_where_they_are_told() {
     let tablespaces = place.check().unwrap().tablespaces;
     assert_eq!(tablespaces[0], PlacedTablespace { oid: 16385, location: Some(place.path("fast")), is_moved: false });
     assert_eq!(tablespaces[1], PlacedTablespace { oid: 16386, location: Some(moved), is_moved: true });
+}
+
+#[test]
+fn all_tablespaces_go_below_one_directory_but_those_that_are_told_otherwise() {
+    let place = Place::new().with_tablespaces(&[(16385, "fast"), (16386, "slow"), (16387, "inside")]);
+    let (base, moved) = (place.path("spaces"), place.path("new"));
+    let mut place = place.base(&base).given(16386, &moved);
+    place.backup.tablespaces[2].in_place = true;
+    place.layout.tablespaces = TablespaceMap::new(place.layout.tablespaces.entries()[..2].to_vec()).unwrap();
+    // The originals are still there, and in nobody's way.
+    place.file("fast/PG_15_202209061/5/1", "x");
+    let tablespaces = place.check().unwrap().tablespaces;
+    let expected = [
+        PlacedTablespace { oid: 16385, location: Some(base.join("16385")), is_moved: true },
+        PlacedTablespace { oid: 16386, location: Some(moved), is_moved: true },
+        PlacedTablespace { oid: 16387, location: None, is_moved: false },
+    ];
+    assert_eq!(tablespaces, expected);
+}
+
+#[test]
+fn d06_a_wrong_base_of_tablespaces_is_refused() {
+    let two = || Place::new().with_tablespaces(&[(16385, "fast"), (16386, "slow")]);
+    for path in ["relative", "/srv/../etc", "/srv/./x"] {
+        let error = two().base(path).check().unwrap_err();
+        assert!(matches!(error, DestinationError::BaseNotAbsolute { .. }), "{path}: {error}");
+        assert!(error.to_string().contains(path), "{error}");
+    }
+    for inside in ["data", "data/spaces"] {
+        let place = two();
+        let base = place.path(inside);
+        assert!(matches!(place.base(base).check(), Err(DestinationError::Nested { .. })), "{inside}");
+    }
+    let occupied = two();
+    occupied.file("spaces/16386/x", "x");
+    let base = occupied.path("spaces");
+    assert!(matches!(occupied.base(base).check(), Err(DestinationError::NotEmpty { .. })));
+    // One that was told its place lies where another would go.
+    let place = two();
+    let base = place.path("spaces");
+    let place = place.base(&base).given(16386, base.join("16385"));
+    assert!(matches!(place.check(), Err(DestinationError::Twice { .. })));
 }
 
 #[test]
@@ -185,7 +238,7 @@ fn what_cannot_be_looked_at_is_not_taken_for_absent() {
         let place = Place::new();
         place.file("data", "x");
         let inside = place.path("data/inside");
-        let request = DestinationRequest { directory: &inside, tablespaces: &[], repository: None };
+        let request = DestinationRequest { directory: &inside, tablespaces: &[], tablespace_base: None, repository: None };
         let refused = check_as(0, &request, &place.backup, &place.layout);
         assert!(matches!(refused, Err(DestinationError::Unreadable { .. })), "{refused:?}");
     } else {
@@ -193,7 +246,7 @@ fn what_cannot_be_looked_at_is_not_taken_for_absent() {
         let closed = place.directory("closed");
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
         let inside = closed.join("data");
-        let request = DestinationRequest { directory: &inside, tablespaces: &[], repository: None };
+        let request = DestinationRequest { directory: &inside, tablespaces: &[], tablespace_base: None, repository: None };
         let user = rustix::process::geteuid().as_raw();
         let refused = check_as(user, &request, &place.backup, &place.layout);
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
