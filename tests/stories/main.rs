@@ -7,6 +7,7 @@ mod archive_command;
 mod encryption;
 mod every_version;
 mod included;
+mod odd_files;
 mod packaging;
 mod recovery_targets;
 mod refusals;

@@ -78,6 +78,24 @@ fn with_segments_of_64_mb() {
 }
 
 #[test]
+#[ignore = "long: make soak"]
+fn soak_a51_with_segments_of_1_gb() {
+    let cluster = ProtectedCluster::builder().server(|server| server.wal_segment_megabytes(1024)).start();
+    let restored = brings_a_table_back(&cluster, &[]);
+    assert_eq!(restored.psql("SHOW wal_segment_size"), "1GB");
+}
+
+#[test]
+fn without_checksums_of_pages_and_with_segments_of_1_mb_on_the_newest_postgresql() {
+    let newest = newest_major();
+    let server = ProtectedCluster::builder();
+    let cluster = server.server(|server| server.major(newest).data_checksums(false).wal_segment_megabytes(1)).start();
+    let restored = brings_a_table_back(&cluster, &[]);
+    assert_eq!(restored.psql("SHOW data_checksums"), "off");
+    assert_eq!(restored.psql("SHOW wal_segment_size"), "1MB");
+}
+
+#[test]
 fn with_a_data_directory_that_the_group_may_read() {
     let mut cluster = ProtectedCluster::builder().create();
     let data_dir = cluster.server().data_dir().to_owned();
