@@ -62,6 +62,17 @@ soak: servers programs ## Runs random histories and faults for long; SEED=… re
 	if [ -n "$(NEXTEST)" ]; then $(CARGO) nextest run --workspace --profile soak --run-ignored all soak; \
 	else $(CARGO) test --workspace soak -- --include-ignored --test-threads=2; fi
 
+# Each parser for FUZZ_SECONDS, with what it finds kept in target/fuzz. Without a sanitizer, any compiler will do; there
+# is no unsafe code for one to look at.
+FUZZ_SECONDS ?= 60
+.PHONY: fuzz
+fuzz: ## Runs libFuzzer on every parser, FUZZ_SECONDS each (needs cargo-fuzz and a C++ compiler)
+	for target in $$(cd fuzz/corpus && ls); do \
+		mkdir -p target/fuzz/$$target; \
+		$(CARGO) fuzz run --sanitizer none --target-dir target/fuzz/build $$target target/fuzz/$$target fuzz/corpus/$$target \
+			-- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=10 -rss_limit_mb=1024; \
+	done
+
 .PHONY: bench
 bench: ## Compares backup and restore with other tools on this machine; SCALE=… makes it smaller
 	tests/servers/install-postgres.sh 15

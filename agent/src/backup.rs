@@ -21,7 +21,7 @@ use pgark_command::{
     CheckpointMode, Configuration, Environment, ExitCode, Failure, GlobalOptions, Overrides, Progress, ProgressDisplay,
     Side, open_repository,
 };
-use pgark_postgres::{BackupSource, Lsn, ManifestEnd, SegmentSize, TimelineId};
+use pgark_postgres::{BackupSource, Lsn, ManifestEnd, SegmentSize, TablespaceMap, TimelineId};
 use pgark_repository::{
     Backup, BackupId, BackupKind, BackupWriter, BackupWriterOptions, CheckedBackup, ClusterRepository,
     IncludedDirectory, ServerFacts, StoredFile, Tablespace, Totals,
@@ -29,10 +29,11 @@ use pgark_repository::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::receive::{Received, Writing, receive};
+pub use self::tar_stream::{TarPiece, TarStream, TarStreamError};
 use self::wal_delivery::WalHold;
 use crate::replication::{
-    BackupStart, BaseBackupOptions, BaseBackupStream, ConnectionOptions, ReplicationConnection, ReplicationError,
-    SystemIdentification,
+    BackupEnd, BackupStart, BaseBackupOptions, BaseBackupStream, ConnectionOptions, DamagedFiles,
+    ReplicationConnection, ReplicationError, SystemIdentification,
 };
 use crate::server::{Archiving, Server};
 
@@ -140,6 +141,7 @@ pub async fn backup(
         }
     };
     // From here on there is nothing to abort; a commit that has begun is not interrupted either.
+    let damaged_files = taken.damaged_files.to_string();
     let backup = taken.commit(&configuration, annotations, included).await.context("commit the backup")?;
     connected.hold.end().await;
     summary::print(&backup, started.elapsed(), arguments.json)?;
@@ -147,9 +149,15 @@ pub async fn backup(
         None => Ok(ExitCode::Done),
         Some(reason) => Err(Failure::new(
             ExitCode::SourceDamaged,
-            format!("backup {} is stored, but the server found damaged pages: {reason}", backup.id),
+            match damaged_files.as_str() {
+                "" => format!("backup {} is stored, but the server found damaged pages: {reason}", backup.id),
+                files => format!("backup {} is stored, but the server found damaged pages in {files}", backup.id),
+            },
         )
-        .with_hint("keep older backups, and find the damaged relations with pg_amcheck and the server's log")
+        .with_hint(
+            "keep older backups; in the database whose OID follows base/, SELECT pg_filenode_relation(0, 16384) names \
+             the relation of a file 16384, and pg_amcheck looks for more",
+        )
         .into()),
     }
 }
@@ -190,6 +198,7 @@ struct Taken {
     wal: pgark_repository::WalRange,
     tablespaces: Vec<Tablespace>,
     damaged_pages: Option<String>,
+    damaged_files: DamagedFiles,
 }
 
 impl Source {
@@ -264,7 +273,10 @@ impl Source {
             Err(error) => return Err(error.into()),
         };
         let (checked, manifest) = writing.finish().await?;
-        self.check(&received, start, &manifest)?;
+        self.check(&received, start, end, &manifest)?;
+        let map =
+            TablespaceMap::parse(&received.map, self.facts.major()).context("read the server's tablespace_map")?;
+        check_tablespaces(&map, &tablespaces)?;
         let stop_time = self.sql.clock().await?;
 
         let segments = needed_wal::needed_segments(&manifest.wal_ranges, self.segment_size);
@@ -288,11 +300,18 @@ impl Source {
             wal,
             tablespaces,
             damaged_pages,
+            damaged_files: self.replication.damaged_files().clone(),
         })
     }
 
     /// Everything that the server says twice must agree.
-    fn check(&self, received: &Received, start: BackupStart, manifest: &ManifestEnd) -> anyhow::Result<()> {
+    fn check(
+        &self,
+        received: &Received,
+        start: BackupStart,
+        end: BackupEnd,
+        manifest: &ManifestEnd,
+    ) -> anyhow::Result<()> {
         let identifier = self.identity.system_identifier;
         ensure!(
             received.control.system_identifier == identifier,
@@ -308,6 +327,7 @@ impl Source {
             received.label.start_lsn,
             start.lsn
         );
+        needed_wal::check_ranges(&manifest.wal_ranges, start, end)?;
         ensure!(
             (received.label.backup_from == BackupSource::Standby) == self.facts.standby,
             "the server changed its role while the backup was taken"
@@ -348,6 +368,7 @@ impl Taken {
             recipients: Vec::new(),
             annotations: annotations.clone(),
             damaged_pages: self.damaged_pages.clone(),
+            damaged_files: self.damaged_files.named().to_vec(),
             written_by: concat!("pgark ", env!("CARGO_PKG_VERSION")).to_owned(),
             checksum: String::new(),
         };
@@ -365,6 +386,17 @@ fn tablespaces(stream: &BaseBackupStream<'_>) -> Vec<Tablespace> {
             in_place: !tablespace.location.starts_with(b"/"),
         })
         .collect()
+}
+
+/// The map, from which a restore takes the places, must be of the tablespaces that were listed.
+fn check_tablespaces(map: &TablespaceMap, listed: &[Tablespace]) -> anyhow::Result<()> {
+    let mut mapped: Vec<u32> = map.entries().iter().map(|(oid, _)| *oid).collect();
+    let outside = listed.iter().filter(|tablespace| !tablespace.in_place);
+    let mut expected: Vec<u32> = outside.map(|tablespace| tablespace.oid).collect();
+    mapped.sort_unstable();
+    expected.sort_unstable();
+    ensure!(mapped == expected, "the server's tablespace_map names {mapped:?}, but it listed {expected:?}");
+    Ok(())
 }
 
 fn host_name() -> String {

@@ -8,9 +8,16 @@ pub mod replication;
 use std::error::Error;
 
 use pgark_command::{ExitCode, Verdict, judge_repository};
+use pgark_repository::RepositoryError;
 
 pub use backup::{BackupArguments, backup};
 pub use server::ServerError;
+
+/// For the fuzz targets only.
+#[doc(hidden)]
+pub mod fuzzed {
+    pub use crate::backup::{TarPiece, TarStream, TarStreamError};
+}
 
 /// What follows from an error, for the exit code and the hint.
 #[must_use]
@@ -24,6 +31,12 @@ pub fn judge(error: &(dyn Error + 'static)) -> Option<Verdict> {
     }
     if error.is::<replication::ConnectionStringError>() {
         return Some(Verdict::new(ExitCode::Usage));
+    }
+    // What arrives is refused before it counts: nothing that is stored is damaged.
+    if let Some(RepositoryError::Input(_)) = error.downcast_ref() {
+        let hint =
+            "nothing was committed; take the backup again, and if this comes back, look at the server and its log";
+        return Some(Verdict::new(ExitCode::Failed).with_hint(hint));
     }
     judge_repository(error)
 }

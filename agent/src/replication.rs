@@ -11,6 +11,7 @@ mod base_backup;
 mod commands;
 mod connection;
 mod connection_string;
+mod damaged_files;
 mod error;
 mod field_reader;
 mod literal;
@@ -29,6 +30,7 @@ pub use base_backup::{
 pub use commands::{SlotKind, SystemIdentification, TimelineHistoryFile};
 pub use connection::ReplicationConnection;
 pub use connection_string::ConnectionStringError;
+pub use damaged_files::DamagedFiles;
 pub use error::{ReplicationError, ServerError};
 pub use literal::LiteralError;
 pub use options::{ConnectionOptions, Endpoint, Host, Keepalive, Password, SslMode, os_user_name};

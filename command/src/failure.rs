@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, PanicHookInfo};
 use crate::configuration::ConfigurationError;
 use crate::exit_code::{ExitCode, ExitPolicy};
 use crate::logging::{self, LogFormat};
+use crate::output::printable;
 use crate::terminal;
 
 /// An error that knows its exit code, and often what the user can do.
@@ -142,6 +143,9 @@ fn chained(error: &anyhow::Error) -> String {
     let mut message = String::new();
     for link in error.chain() {
         let text = link.to_string();
+        // Names come from servers and repositories, and must not command the terminal. Only the faults of a
+        // configuration are lines of our own.
+        let text = if link.is::<ConfigurationError>() { text } else { printable(&text) };
         if message.is_empty() {
             message = text;
         } else if !message.contains(&text) {
@@ -219,6 +223,12 @@ mod tests {
     fn b35_what_a_library_repeats_is_said_once() {
         let error = anyhow::anyhow!("connection refused").context("send: connection refused").context("store x");
         assert_eq!(chained(&error), "store x: send: connection refused");
+    }
+
+    #[test]
+    fn names_from_elsewhere_do_not_command_the_terminal() {
+        let error = anyhow::anyhow!("`a\nb\u{1b}[2J` is not allowed").context("read");
+        assert_eq!(chained(&error), "read: `a\\nb\\u{1b}[2J` is not allowed");
     }
 
     #[test]

@@ -72,6 +72,9 @@ pub struct Backup {
     /// The server's words when it found damaged pages in the source while it sent them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damaged_pages: Option<String>,
+    /// Files in which it found them, below the data directory; of very many only the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged_files: Vec<String>,
     /// The program that wrote it.
     pub written_by: String,
     /// SHA-256, 64 hex digits, over the whole object with zeros in this place. The last field.

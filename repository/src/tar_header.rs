@@ -17,7 +17,7 @@ pub(crate) const END_OF_ARCHIVE: [u8; 2 * TAR_BLOCK] = [0; 2 * TAR_BLOCK];
 pub struct TarMember {
     /// The path, relative, without `.` and `..` and without a slash at its end.
     pub path: Vec<u8>,
-    /// Permission bits.
+    /// Permission bits; none that change the user or group of a program.
     pub mode: u32,
     /// Seconds since 1970.
     pub mtime: u64,
@@ -38,6 +38,12 @@ pub enum TarHeaderError {
         path: String,
         /// Which number.
         field: &'static str,
+    },
+    /// Something stands behind the zero that ends a name: another reader may take it for the name.
+    #[error("behind the end of the name `{path}` stands something else")]
+    HiddenName {
+        /// The name up to its end.
+        path: String,
     },
     /// A link, device or extension.
     #[error("`{path}` is of type `{kind}`; only plain files and directories are allowed")]
@@ -75,6 +81,25 @@ pub fn tar_padding(size: u64) -> usize {
     (TAR_BLOCK - (size % TAR_BLOCK as u64) as usize) % TAR_BLOCK
 }
 
+/// Octal digits that end in blanks or zeros, or with the first bit set a number of 64 bits, high byte first. Readers
+/// differ on signs, letters and negative numbers; a server writes none.
+fn read_number(field: &[u8]) -> Option<u64> {
+    if let [0x80, high @ .., _, _, _, _, _, _, _, _] = field {
+        let (_, low) = field.split_last_chunk::<8>()?;
+        return high.iter().all(|byte| *byte == 0).then_some(u64::from_be_bytes(*low));
+    }
+    let end = field.iter().rposition(|byte| !matches!(byte, 0 | b' '))?;
+    let start = field.iter().position(|byte| *byte != b' ')?;
+    field[start..=end].iter().try_fold(0_u64, |number, byte| match byte {
+        b'0'..=b'7' => number.checked_mul(8)?.checked_add(u64::from(byte - b'0')),
+        _ => None,
+    })
+}
+
+fn ends_in_zeros(name: &[u8]) -> bool {
+    name.iter().skip_while(|byte| **byte != 0).all(|byte| *byte == 0)
+}
+
 impl TarMember {
     /// Reads a header; `None` for a block of zeros, which ends the archive. The root directory itself (`./`) has an
     /// empty path.
@@ -92,15 +117,18 @@ impl TarMember {
         }
         let raw = header.path_bytes();
         let shown = String::from_utf8_lossy(&raw).into_owned();
-        let number = |field, value: std::io::Result<u64>| {
-            value.map_err(|_| TarHeaderError::Number { path: shown.clone(), field })
+        if ![&block[..100], &block[345..500]].into_iter().all(ends_in_zeros) {
+            return Err(TarHeaderError::HiddenName { path: shown });
+        }
+        let number = |field, bytes: &[u8]| {
+            read_number(bytes).ok_or_else(|| TarHeaderError::Number { path: shown.clone(), field })
         };
-        let size = number("size", header.entry_size())?;
+        let size = number("size", &block[124..136])?;
         if size > i64::MAX as u64 {
             return Err(TarHeaderError::Number { path: shown, field: "size" });
         }
-        let mode = number("mode", header.mode().map(u64::from))? as u32 & 0o7777;
-        let mtime = number("modification time", header.mtime())?;
+        let mode = number("mode", &block[100..108])? as u32 & 0o777;
+        let mtime = number("modification time", &block[136..148])?;
         let is_directory = match block[156] {
             b'0' | 0 => false,
             b'5' => true,
@@ -210,6 +238,48 @@ mod tests {
             damaged[at] ^= 4;
             assert!(TarMember::read(&damaged).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn f04_a_size_that_readers_could_read_differently_is_refused() {
+        let with_size = |size: &[u8; 12]| {
+            let mut block = member(b"base/1", Some(8192)).header().unwrap();
+            block[124..136].copy_from_slice(size);
+            let mut header = tar::Header::from_byte_slice(&block).clone();
+            header.set_cksum();
+            TarMember::read(header.as_bytes()).map(|read| read.unwrap().size.unwrap())
+        };
+        assert_eq!(with_size(b"00000020000\0").unwrap(), 8192);
+        assert_eq!(with_size(b"00000020000 ").unwrap(), 8192);
+        assert_eq!(with_size(b"\x80\0\0\0\0\0\0\x02\0\0\0\x01").unwrap(), (8 << 30) + 1);
+        for lie in [
+            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+            b"\xff\xff\xff\xff\0\0\0\0\0\0\0\x05",
+            b"\x80\0\0\x01\0\0\0\0\0\0\0\x05",
+            b"\x80\0\0\0\xff\0\0\0\0\0\0\x05",
+            b"\x81\0\0\0\0\0\0\0\0\0\0\x05",
+            b"+0000020000\0",
+            b"-0000020000\0",
+            b"00000029000\0",
+            b"0x000020000\0",
+            b"00000\x0020000\0",
+            b"            ",
+            &[0; 12],
+        ] {
+            let refused = with_size(lie);
+            let expected = TarHeaderError::Number { path: "base/1".to_owned(), field: "size" };
+            assert_eq!(refused, Err(expected), "{}", lie.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn f01_a_second_name_behind_the_first_is_refused() {
+        let mut block = with_path("base/1", b'0');
+        block[7..20].copy_from_slice(b"../etc/passwd");
+        let mut header = tar::Header::from_byte_slice(&block).clone();
+        header.set_cksum();
+        let refused = TarMember::read(header.as_bytes());
+        assert_eq!(refused, Err(TarHeaderError::HiddenName { path: "base/1".to_owned() }));
     }
 
     #[test]

@@ -105,6 +105,17 @@ async fn a21_a_long_manifest_that_is_wrong_in_its_first_line_is_taken_to_its_end
 }
 
 #[tokio::test]
+async fn f05_a_path_that_comes_twice_is_refused() {
+    for name in ["backup_label", "base/1", "base/1/one"] {
+        let mut sample = Sample::small();
+        let at = sample.0.iter().position(|(member, _)| member.path == name.as_bytes()).unwrap();
+        sample.0.push(sample.0[at].clone());
+        let sentence = refusal(&sample, &sample.manifest().text()).await;
+        assert!(sentence.starts_with(&format!("`{name}` comes twice")), "{sentence}");
+    }
+}
+
+#[tokio::test]
 async fn a18_files_that_are_longer_or_shorter_than_announced_are_refused() {
     let place = Place::local();
     let repositories = [place.open()];

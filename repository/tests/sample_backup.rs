@@ -190,6 +190,7 @@ pub(crate) fn facts(id: BackupId) -> Backup {
         included: Vec::new(),
         annotations: BTreeMap::from([("reason".to_owned(), "test \"quoted\"".to_owned())]),
         damaged_pages: None,
+        damaged_files: Vec::new(),
         written_by: "pgark 0.1.0".to_owned(),
         checksum: String::new(),
     }

@@ -320,7 +320,8 @@ fn nested(first: &Path, second: &Path) -> bool {
 fn check_space(directory: &Path, tablespaces: &[PlacedTablespace], layout: &Layout) -> Result<(), DestinationError> {
     let outside = |tablespace: &&PlacedTablespace| tablespace.location.is_some();
     let bytes_of = |oid: u32| layout.tablespace_bytes.get(&oid).copied().unwrap_or(0);
-    let elsewhere: u64 = tablespaces.iter().filter(outside).map(|tablespace| bytes_of(tablespace.oid)).sum();
+    let elsewhere = tablespaces.iter().filter(outside).map(|tablespace| bytes_of(tablespace.oid));
+    let elsewhere = elsewhere.fold(0, u64::saturating_add);
     let mut loads: Vec<(u64, PathBuf, u64)> = Vec::new();
     let places =
         tablespaces.iter().filter_map(|tablespace| Some((tablespace.location.as_deref()?, bytes_of(tablespace.oid))));
@@ -329,7 +330,7 @@ fn check_space(directory: &Path, tablespaces: &[PlacedTablespace], layout: &Layo
         let unreadable = |source| DestinationError::Unreadable { path: existing.to_path_buf(), source };
         let device = std::fs::metadata(existing).map_err(unreadable)?.dev();
         match loads.iter_mut().find(|(other, _, _)| *other == device) {
-            Some((_, _, sum)) => *sum += bytes,
+            Some((_, _, sum)) => *sum = sum.saturating_add(bytes),
             None => loads.push((device, existing.to_path_buf(), bytes)),
         }
     }

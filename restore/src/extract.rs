@@ -31,7 +31,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 
 use self::part::restore_part;
-pub(crate) use self::tar_reader::TarReader;
+pub use self::tar_reader::TarReader;
 use self::tree::Tree;
 use self::write_back::{end_of_writing, write_back};
 use crate::damage::{damaged, reading_failed};

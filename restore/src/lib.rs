@@ -22,6 +22,12 @@ mod target;
 mod wal;
 mod windows;
 
+/// For the fuzz targets only.
+#[doc(hidden)]
+pub mod fuzzed {
+    pub use crate::extract::TarReader;
+}
+
 pub use base::{BaseArguments, base};
 pub use catalogue::{Catalogue, CatalogueError};
 pub use destination::{

@@ -25,7 +25,7 @@ enum Command {
     /// Show everything about one backup
     Show(ShowArguments),
     /// Restore a cluster and configure its recovery
-    Base(BaseArguments),
+    Base(Box<BaseArguments>),
     /// Fetch one WAL segment or history file; for restore_command
     ///
     /// Exits with 0 when the file is in its place, with 1 when it is proven not to be in the archive, and with 200

@@ -387,7 +387,13 @@ fn notes(catalogue: &Catalogue, path: &TimelineHistory, backup: &Backup, size: S
         ));
     }
     if let Some(words) = &backup.damaged_pages {
-        notes.push(format!("the source had damaged pages when this backup was taken, and they are in it: {words}"));
+        let files = match backup.damaged_files.as_slice() {
+            [] => String::new(),
+            files => format!(" (in {})", files.join(", ")),
+        };
+        notes.push(format!(
+            "the source had damaged pages when this backup was taken, and they are in it{files}: {words}"
+        ));
     }
     let left_out = backup.files_left_out();
     if !left_out.is_empty() {

@@ -148,6 +148,9 @@ fn write_text(report: &mut impl Write, backup: &Backup) -> std::io::Result<()> {
     if let Some(words) = &backup.damaged_pages {
         writeln!(report, "damaged      pages in the source: {}", printable(words))?;
     }
+    for file in &backup.damaged_files {
+        writeln!(report, "damaged      {}", printable(file))?;
+    }
     for (key, value) in &backup.annotations {
         writeln!(report, "note         {}={}", printable(key), printable(value))?;
     }

@@ -24,6 +24,8 @@ pub(crate) const CONTROL_FILE: &[u8] = b"global/pg_control";
 pub(crate) const BACKUP_LABEL: &[u8] = b"backup_label";
 pub(crate) const TABLESPACE_MAP: &[u8] = b"tablespace_map";
 pub(crate) const AUTO_CONF: &[u8] = b"postgresql.auto.conf";
+/// No server sends it as a file; a restore writes it.
+const MANIFEST: &[u8] = b"backup_manifest";
 const NOTABLE: [&[u8]; 4] = [CONTROL_FILE, BACKUP_LABEL, TABLESPACE_MAP, AUTO_CONF];
 /// The largest of them is an auto.conf or a map with thousands of lines.
 const NOTABLE_LIMIT: u64 = 16 << 20;
@@ -225,6 +227,9 @@ fn compare(
                 };
                 let listed = manifest.next_file().map_err(manifest_failure)?;
                 let name = String::from_utf8_lossy(&member.path).into_owned();
+                if member.path == MANIFEST {
+                    return Err(wrong(format!("it lists `{name}`, which no backup has")));
+                }
                 let Some(listed) = listed.filter(|listed| listed.path == member.path) else {
                     return Err(wrong(format!("`{name}` is not what the manifest lists next")));
                 };
@@ -235,9 +240,10 @@ fn compare(
                     return Err(wrong(format!("`{name}` has another size or checksum than in the manifest")));
                 }
                 listing.files += 1;
-                listing.bytes += file.size;
+                listing.bytes = listing.bytes.saturating_add(file.size);
                 if let Some(oid) = tablespace_of(&member.path) {
-                    *listing.tablespace_bytes.entry(oid).or_default() += file.size;
+                    let bytes = listing.tablespace_bytes.entry(oid).or_default();
+                    *bytes = bytes.saturating_add(file.size);
                 }
                 if NOTABLE.contains(&member.path.as_slice()) {
                     if file.size > NOTABLE_LIMIT || listing.notable.iter().any(|(other, _)| other.path == member.path) {
@@ -285,8 +291,9 @@ fn check_positions(backup: &Backup, ranges: &[WalRange]) -> Result<(), String> {
 /// The tablespace that a path below the data directory lies in.
 pub(crate) fn tablespace_of(path: &[u8]) -> Option<u32> {
     let rest = path.strip_prefix(b"pg_tblspc/")?;
-    let oid = rest.split(|&byte| byte == b'/').next()?;
-    std::str::from_utf8(oid).ok()?.parse().ok()
+    let oid = std::str::from_utf8(rest.split(|&byte| byte == b'/').next()?).ok()?;
+    // Other spellings of the number are other names.
+    oid.parse().ok().filter(|number: &u32| number.to_string() == oid)
 }
 
 async fn fetch(
@@ -300,7 +307,8 @@ async fn fetch(
         return Err(damaged(repository, &repository.index_key(backup), "a part has no frames"));
     };
     let mut object = repository.open_backup_object(backup, &key).await?;
-    let (place, offset) = (repository.clone(), member.offset + TAR_BLOCK as u64);
+    // An offset beyond everything is refused below.
+    let (place, offset) = (repository.clone(), member.offset.saturating_add(TAR_BLOCK as u64));
     let content = blocking(move || {
         // Bounded by NOTABLE_LIMIT.
         ClusterRepository::read_part_range(&mut object, &part, offset, file.size as usize)

@@ -10,6 +10,8 @@ mod connection;
 mod damage;
 mod damaged_source;
 mod disk_full;
+mod hostile_repository;
+mod hostile_server;
 mod interrupted;
 mod killed_archive_command;
 mod killed_backup;

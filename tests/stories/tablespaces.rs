@@ -148,7 +148,8 @@ fn d05_three_tablespaces_go_below_one_directory() {
         serde_json::from_str(&base(&shown).args(["--dry-run", "--json"]).succeed().stdout).unwrap();
     let place = |oid: &str| {
         let all = json["tablespaces"].as_array().unwrap();
-        all.iter().find(|tablespace| tablespace["oid"].to_string() == oid).unwrap()["location"].clone()
+        let oid: u32 = oid.parse().unwrap();
+        all.iter().find(|tablespace| tablespace["oid"] == oid).unwrap()["location"].clone()
     };
     assert_eq!(place(&oids[1]), format!("{shown}/{}", oids[1]), "{json}");
     assert_eq!(place(&oids[3]), serde_json::Value::Null, "{json}");

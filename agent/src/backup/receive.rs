@@ -8,14 +8,19 @@ use pgark_repository::{BackupWriter, CheckedBackup, ManifestWriter, TarMember};
 use super::tar_stream::{TarPiece, TarStream};
 use crate::replication::{ArchiveName, BackupMessage, BaseBackupStream};
 
-/// Files that are looked at on the way are small.
-const LOOK_LIMIT: u64 = 64 << 10;
+/// Files that are looked at on the way are small: the map has a line of at most a KiB or two for each tablespace.
+const LOOK_LIMIT: u64 = 16 << 20;
+
+/// What no server sends: its own state while it runs, and the manifest, which comes by itself.
+const NEVER_SENT: [&[u8]; 3] = [b"backup_manifest", b"postmaster.pid", b"postmaster.opts"];
 
 /// What arrived besides the stored bytes.
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) label: BackupLabel,
     pub(super) control: ControlFile,
+    /// The content of tablespace_map; empty where there are no tablespaces.
+    pub(super) map: Vec<u8>,
 }
 
 /// The stage at which receiving stands: the writer changes its type with the manifest.
@@ -55,8 +60,7 @@ pub(super) async fn receive(
     progress: &Progress,
 ) -> anyhow::Result<Received> {
     let mut archive: Option<OpenArchive> = None;
-    let mut label = None;
-    let mut control = None;
+    let (mut label, mut control, mut map) = (None, None, None);
     while let Some(message) = stream.next().await? {
         match (message, &mut *writing) {
             (BackupMessage::Progress(bytes), _) => progress.set(bytes),
@@ -66,11 +70,12 @@ pub(super) async fn receive(
             }
             (BackupMessage::Data(bytes), Writing::Parts(writer)) => {
                 let Some(archive) = &mut archive else { bail!("the server sent data before an archive") };
-                match archive.take(&bytes, writer).await? {
-                    None => {}
-                    Some(Seen::Label(read)) => label = Some(read),
-                    Some(Seen::Control(read)) => control = Some(read),
-                }
+                let mut seen = |seen| match seen {
+                    Seen::Label(read) => label = Some(read),
+                    Seen::Control(read) => control = Some(read),
+                    Seen::Map(read) => map = Some(read),
+                };
+                archive.take(&bytes, writer, &mut seen).await?;
             }
             (BackupMessage::ManifestStart, Writing::Parts(_)) => {
                 end_archive(archive.take())?;
@@ -83,7 +88,7 @@ pub(super) async fn receive(
         }
     }
     match (label, control) {
-        (Some(label), Some(control)) => Ok(Received { label, control }),
+        (Some(label), Some(control)) => Ok(Received { label, control, map: map.unwrap_or_default() }),
         (None, _) => bail!("the server sent no backup_label"),
         (_, None) => bail!("the server sent no global/pg_control"),
     }
@@ -115,11 +120,13 @@ struct Look {
 enum Looked {
     Label,
     Control,
+    Map,
 }
 
 enum Seen {
     Label(BackupLabel),
     Control(ControlFile),
+    Map(Vec<u8>),
 }
 
 impl OpenArchive {
@@ -134,11 +141,15 @@ impl OpenArchive {
                 (format!("{oid}.tar"), [path, b"/".to_vec()].concat())
             }
         };
-        Ok(Self { tar: TarStream::new(), title, prefix, look: None })
+        Ok(Self { tar: TarStream::default(), title, prefix, look: None })
     }
 
-    async fn take(&mut self, mut bytes: &[u8], writer: &mut BackupWriter) -> anyhow::Result<Option<Seen>> {
-        let mut seen = None;
+    async fn take(
+        &mut self,
+        mut bytes: &[u8],
+        writer: &mut BackupWriter,
+        seen: &mut (impl FnMut(Seen) + Send),
+    ) -> anyhow::Result<()> {
         while let Some(piece) =
             self.tar.next(&mut bytes).with_context(|| format!("read {} of the server", self.title))?
         {
@@ -146,7 +157,8 @@ impl OpenArchive {
                 // The root directory itself.
                 TarPiece::Member(member) if member.path.is_empty() => {}
                 TarPiece::Member(mut member) => {
-                    self.look = self.looked(&member);
+                    self.check_place(&member)?;
+                    self.look = self.looked(&member)?;
                     if !self.prefix.is_empty() {
                         member.path = [&self.prefix, member.path.as_slice()].concat();
                     }
@@ -157,37 +169,56 @@ impl OpenArchive {
                     if let Some(look) = &mut self.look {
                         look.content.extend_from_slice(content);
                         look.remaining -= content.len() as u64;
-                        if look.remaining == 0
-                            && let Some(look) = self.look.take()
-                        {
-                            seen = Some(look.parse()?);
-                        }
                     }
                 }
             }
+            if let Some(look) = self.look.take_if(|look| look.remaining == 0) {
+                seen(look.parse()?);
+            }
         }
-        Ok(seen)
+        Ok(())
     }
 
-    fn looked(&self, member: &TarMember) -> Option<Look> {
+    /// Tablespaces have archives of their own, in which everything lies below the directory of a catalogue version.
+    fn check_place(&self, member: &TarMember) -> anyhow::Result<()> {
+        let path = member.path.as_slice();
+        let is_own = if self.prefix.is_empty() {
+            !path.starts_with(b"pg_tblspc/") && !NEVER_SENT.contains(&path)
+        } else {
+            path.starts_with(b"PG_") && (path.contains(&b'/') || member.size.is_none())
+        };
+        if !is_own {
+            bail!("`{}` is in {} of the server, where no server puts it", String::from_utf8_lossy(path), self.title);
+        }
+        Ok(())
+    }
+
+    fn looked(&self, member: &TarMember) -> anyhow::Result<Option<Look>> {
         let file = match member.path.as_slice() {
-            _ if !self.prefix.is_empty() => return None,
+            _ if !self.prefix.is_empty() => return Ok(None),
             b"backup_label" => Looked::Label,
             b"global/pg_control" => Looked::Control,
-            _ => return None,
+            b"tablespace_map" => Looked::Map,
+            _ => return Ok(None),
         };
-        let remaining = member.size.filter(|size| (1..=LOOK_LIMIT).contains(size))?;
-        Some(Look { file, remaining, content: Vec::new() })
+        match member.size {
+            Some(remaining @ ..=LOOK_LIMIT) => Ok(Some(Look { file, remaining, content: Vec::new() })),
+            size => {
+                let name = String::from_utf8_lossy(&member.path);
+                bail!("the server sent `{name}` with {} bytes, expected at most {LOOK_LIMIT}", size.unwrap_or(0))
+            }
+        }
     }
 }
 
 impl Look {
-    fn parse(&self) -> anyhow::Result<Seen> {
+    fn parse(self) -> anyhow::Result<Seen> {
         Ok(match self.file {
             Looked::Label => Seen::Label(BackupLabel::parse(&self.content).context("read the server's backup_label")?),
             Looked::Control => {
                 Seen::Control(ControlFile::parse(&self.content).context("read the server's pg_control")?)
             }
+            Looked::Map => Seen::Map(self.content),
         })
     }
 }

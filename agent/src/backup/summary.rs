@@ -19,6 +19,7 @@ struct Summary<'a> {
     timeline: pgark_postgres::TimelineId,
     stop_time: String,
     damaged_pages: Option<&'a str>,
+    damaged_files: &'a [String],
 }
 
 /// Prints the summary to standard output.
@@ -37,6 +38,7 @@ pub(super) fn print(backup: &Backup, elapsed: Duration, as_json: bool) -> std::i
             timeline: backup.timeline,
             stop_time: format_time(backup.stop_time),
             damaged_pages: backup.damaged_pages.as_deref(),
+            damaged_files: &backup.damaged_files,
         };
         return report.json("backup", &summary);
     }

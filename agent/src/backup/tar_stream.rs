@@ -7,7 +7,7 @@ use pgark_repository::{TAR_BLOCK, TarHeaderError, TarMember, tar_padding};
 
 /// What the next bytes are.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum TarPiece<'a> {
+pub enum TarPiece<'a> {
     /// A file or directory begins; a file's content follows.
     Member(TarMember),
     /// The next bytes of its content.
@@ -16,7 +16,7 @@ pub(crate) enum TarPiece<'a> {
 
 /// An archive that cannot be taken apart.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(crate) enum TarStreamError {
+pub enum TarStreamError {
     /// A header is refused.
     #[error(transparent)]
     Header(#[from] TarHeaderError),
@@ -33,7 +33,7 @@ pub(crate) enum TarStreamError {
 
 /// Takes an archive apart.
 #[derive(Debug)]
-pub(crate) struct TarStream {
+pub struct TarStream {
     state: State,
     header: [u8; TAR_BLOCK],
     filled: usize,
@@ -53,13 +53,15 @@ enum State {
     End,
 }
 
-impl TarStream {
-    pub(crate) fn new() -> Self {
+impl Default for TarStream {
+    fn default() -> Self {
         Self { state: State::Header, header: [0; TAR_BLOCK], filled: 0 }
     }
+}
 
+impl TarStream {
     /// Takes the next piece off the front of `input`; `None` when it is used up.
-    pub(crate) fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<TarPiece<'a>>, TarStreamError> {
+    pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<TarPiece<'a>>, TarStreamError> {
         while !input.is_empty() {
             match self.state {
                 State::Header => {
@@ -108,7 +110,7 @@ impl TarStream {
     }
 
     /// Checks that the archive is complete.
-    pub(crate) fn finish(self) -> Result<(), TarStreamError> {
+    pub fn finish(self) -> Result<(), TarStreamError> {
         match self.state {
             State::Header if self.filled == 0 => Ok(()),
             State::End => Ok(()),
@@ -151,7 +153,7 @@ mod tests {
     type Files = Vec<(Vec<u8>, Vec<u8>)>;
 
     fn read(bytes: &[u8], chunk: usize) -> Result<Files, TarStreamError> {
-        let mut stream = TarStream::new();
+        let mut stream = TarStream::default();
         let mut files = Files::new();
         for mut piece in bytes.chunks(chunk) {
             while let Some(piece) = stream.next(&mut piece)? {

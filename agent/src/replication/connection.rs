@@ -11,6 +11,7 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::authentication::Login;
+use super::damaged_files::DamagedFiles;
 use super::error::{ReplicationError, ServerError, sqlstate};
 use super::message::{BackendMessage, Phase, Taken, take_message};
 use super::options::{ConnectionOptions, Host, SslMode};
@@ -23,12 +24,22 @@ const READ_BUFFER_LEN: usize = 1 << 20;
 /// Below this much free space the buffer is turned over before the next read.
 const MIN_READ_LEN: usize = 128 << 10;
 
-/// Result sets here have a row a tablespace at most.
+/// Result sets here have a row a tablespace at most; a history file is the largest value.
 const MAX_ROWS: usize = 100_000;
+const MAX_RESULT_BYTES: usize = 128 << 20;
+
+/// A server reports some twenty parameters of a few bytes.
+const MAX_PARAMETERS: usize = 1_000;
+const MAX_PARAMETER_BYTES: usize = 64 << 10;
+
+/// Notices that follow each other without anything in between. A server has a handful for a damaged file.
+const MAX_NOTICES: usize = 10_000;
 
 /// The server must not end a session that waits while a backup is uploaded. A setting of the user's own comes after
 /// this one and wins.
 const SESSION_SETTINGS: &str = "-c idle_session_timeout=0";
+
+const WARNING: &str = "WARNING";
 
 /// A physical replication connection that is between two commands.
 #[derive(Debug)]
@@ -43,6 +54,7 @@ pub struct ReplicationConnection {
     write_error: Option<io::Error>,
     process_id: i32,
     parameters: BTreeMap<Vec<u8>, Bytes>,
+    damaged_files: DamagedFiles,
     pub(crate) version: Option<u32>,
 }
 
@@ -113,6 +125,7 @@ impl ReplicationConnection {
             write_error: None,
             process_id: 0,
             parameters: BTreeMap::new(),
+            damaged_files: DamagedFiles::default(),
             version: None,
         }
     }
@@ -181,6 +194,11 @@ impl ReplicationConnection {
         self.parameters.get(name.as_bytes()).map(AsRef::as_ref)
     }
 
+    /// The files whose pages the server has warned of.
+    pub fn damaged_files(&self) -> &DamagedFiles {
+        &self.damaged_files
+    }
+
     /// Says goodbye. Dropping the connection has the same effect for the server, with a line in its log.
     pub async fn close(mut self) {
         frontend::terminate(&mut self.output);
@@ -227,10 +245,20 @@ impl ReplicationConnection {
     /// Reads `T D* C`, or a bare `C` from a command without a result.
     pub(crate) async fn read_result_set(&mut self) -> Result<Vec<Row>, ReplicationError> {
         let mut rows = Vec::new();
+        let mut bytes = 0;
         loop {
             match self.receive("in the middle of a result").await? {
                 BackendMessage::RowDescription => {}
-                BackendMessage::DataRow(row) if rows.len() < MAX_ROWS => rows.push(row),
+                BackendMessage::DataRow(row) => {
+                    bytes += row.iter().flatten().map(Bytes::len).sum::<usize>();
+                    if rows.len() >= MAX_ROWS || bytes > MAX_RESULT_BYTES {
+                        return Err(ReplicationError::violation(format!(
+                            "a result goes on after {} rows with {bytes} bytes",
+                            rows.len()
+                        )));
+                    }
+                    rows.push(row);
+                }
                 BackendMessage::CommandComplete(_) => return Ok(rows),
                 BackendMessage::ErrorResponse(server) => {
                     return Err(self.fail_command(server).await);
@@ -273,18 +301,33 @@ impl ReplicationConnection {
 
     /// Waits for the next message that is not a notice, a notification or a parameter report.
     pub(crate) async fn receive(&mut self, during: &'static str) -> Result<BackendMessage, ReplicationError> {
+        let mut notices = 0;
         loop {
+            if notices > MAX_NOTICES {
+                return Err(ReplicationError::violation(format!("more than {MAX_NOTICES} notices in a row {during}")));
+            }
             let missing = match take_message(&mut self.input, self.phase)? {
                 Taken::Message(BackendMessage::ParameterStatus { name, value }) => {
+                    notices += 1;
+                    if self.parameters.len() >= MAX_PARAMETERS || name.len() + value.len() > MAX_PARAMETER_BYTES {
+                        return Err(ReplicationError::violation("too many or too long parameters are reported"));
+                    }
                     // Copied, because a slice would keep the whole read buffer.
                     self.parameters.insert(name.to_vec(), Bytes::copy_from_slice(&value));
                     continue;
                 }
                 Taken::Message(BackendMessage::NoticeResponse(notice)) => {
+                    notices += 1;
+                    if notice.severity == WARNING {
+                        self.damaged_files.note(&notice.message);
+                    }
                     log_notice(&notice);
                     continue;
                 }
-                Taken::Message(BackendMessage::NotificationResponse) => continue,
+                Taken::Message(BackendMessage::NotificationResponse) => {
+                    notices += 1;
+                    continue;
+                }
                 Taken::Message(message) => return Ok(message),
                 Taken::Missing(missing) => missing,
             };
@@ -340,7 +383,7 @@ pub(crate) fn unexpected(message: &BackendMessage, place: &str) -> ReplicationEr
 }
 
 fn log_notice(notice: &ServerError) {
-    if notice.severity == "WARNING" {
+    if notice.severity == WARNING {
         tracing::warn!(sqlstate = notice.sqlstate, detail = notice.detail, "server: {}", notice.message);
     } else {
         tracing::debug!(sqlstate = notice.sqlstate, detail = notice.detail, "server: {}", notice.message);

@@ -238,7 +238,8 @@ fn what_cannot_be_looked_at_is_not_taken_for_absent() {
         let place = Place::new();
         place.file("data", "x");
         let inside = place.path("data/inside");
-        let request = DestinationRequest { directory: &inside, tablespaces: &[], tablespace_base: None, repository: None };
+        let request =
+            DestinationRequest { directory: &inside, tablespaces: &[], tablespace_base: None, repository: None };
         let refused = check_as(0, &request, &place.backup, &place.layout);
         assert!(matches!(refused, Err(DestinationError::Unreadable { .. })), "{refused:?}");
     } else {
@@ -246,7 +247,8 @@ fn what_cannot_be_looked_at_is_not_taken_for_absent() {
         let closed = place.directory("closed");
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
         let inside = closed.join("data");
-        let request = DestinationRequest { directory: &inside, tablespaces: &[], tablespace_base: None, repository: None };
+        let request =
+            DestinationRequest { directory: &inside, tablespaces: &[], tablespace_base: None, repository: None };
         let user = rustix::process::geteuid().as_raw();
         let refused = check_as(user, &request, &place.backup, &place.layout);
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();

@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -20,9 +20,11 @@ use crate::destination::MARKER;
 use crate::survey::{AUTO_CONF, DigestReader, TABLESPACE_MAP, decompress};
 
 /// The name of `pg_control` until it is durable.
-const NEW_CONTROL_FILE: &str = "pg_control.pgark";
+pub(super) const NEW_CONTROL_FILE: &str = "pg_control.pgark";
 /// The group may read where it may read everything else.
 const OWN_MODE: u32 = 0o640;
+/// Far more than a line of a manifest has; a longer one comes in pieces.
+const LINE_LIMIT: u64 = 1 << 20;
 
 pub(super) fn finish(extraction: &Extraction, tree: &Tree, manifest: OpenedObject) -> Result<(), ExtractError> {
     let last = &mut LastParent::default();
@@ -86,7 +88,7 @@ fn write_manifest(
     let mut line = Vec::new();
     loop {
         line.clear();
-        let read = input.read_until(b'\n', &mut line);
+        let read = (&mut input).take(LINE_LIMIT).read_until(b'\n', &mut line);
         if read.map_err(|error| reading_failed(&extraction.repository, &key, error))? == 0 {
             break;
         }

@@ -10,6 +10,7 @@ use pgark_repository::{
 };
 use tokio::runtime::Handle;
 
+use super::finish::NEW_CONTROL_FILE;
 use super::tar_reader::TarReader;
 use super::tree::{LastParent, Tree};
 use super::{ExtractError, Extraction, Work, io_failure};
@@ -77,11 +78,7 @@ impl Part<'_> {
             return Err(self.damaged(format!("`{name}` is not where the index says, or not what it says")));
         }
         let Some(indexed) = member.file else { return Ok(()) };
-        let file = if self.is_held_back(&member.path) {
-            None
-        } else {
-            Some(self.tree.create_file(&mut self.last_parent, &member.path, member.mode)?)
-        };
+        let file = if self.is_held_back(&member.path) { None } else { Some(self.create_file(member)?) };
         let crc32c = self.copy(member, indexed.size, file)?;
         if crc32c != indexed.crc32c {
             let name = String::from_utf8_lossy(&member.path);
@@ -89,6 +86,17 @@ impl Part<'_> {
         }
         self.extraction.progress.advance(indexed.size);
         Ok(())
+    }
+
+    /// The destination was empty: what is in the way was listed before, as a file or as a directory.
+    fn create_file(&mut self, member: &IndexedMember) -> Result<File, ExtractError> {
+        self.tree.create_file(&mut self.last_parent, &member.path, member.mode).map_err(|error| match error {
+            ExtractError::Io { source, .. } if is_in_the_way(&source) => {
+                let name = String::from_utf8_lossy(&member.path);
+                self.damaged(format!("`{name}` is in the backup twice, or below a file"))
+            }
+            error => error,
+        })
     }
 
     /// Copies a file's content and returns its checksum.
@@ -120,8 +128,13 @@ impl Part<'_> {
             || path == AUTO_CONF
             || path == TABLESPACE_MAP && is_moved
             || path == MARKER.as_bytes()
+            || path.strip_prefix(b"global/") == Some(NEW_CONTROL_FILE.as_bytes())
             || SIGNALS.contains(&path)
     }
+}
+
+fn is_in_the_way(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory)
 }
 
 /// The raw bytes of a part, a frame at a time in one buffer.

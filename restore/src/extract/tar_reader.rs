@@ -12,25 +12,25 @@ use std::io::{self, BufRead};
 use pgark_repository::{TAR_BLOCK, TarMember, tar_padding};
 
 /// Reads members one after the other.
-pub(crate) struct TarReader<R> {
+pub struct TarReader<R> {
     input: R,
     /// How many bytes were read.
     position: u64,
 }
 
 impl<R: BufRead> TarReader<R> {
-    pub(crate) fn new(input: R) -> Self {
+    pub fn new(input: R) -> Self {
         Self { input, position: 0 }
     }
 
     /// How many bytes were read; before a member is read, the place of its header.
-    pub(crate) fn position(&self) -> u64 {
+    pub fn position(&self) -> u64 {
         self.position
     }
 
     /// The next member, or nothing at the proper end of the archive. The content of the member before must have been
     /// read.
-    pub(crate) fn next_member(&mut self) -> io::Result<Option<TarMember>> {
+    pub fn next_member(&mut self) -> io::Result<Option<TarMember>> {
         let offset = self.position;
         let mut block = [0; TAR_BLOCK];
         self.read_exact(&mut block)?;
@@ -42,7 +42,7 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// Reads a member's content piece by piece, and the padding behind it.
-    pub(crate) fn read_content(&mut self, size: u64, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    pub fn read_content(&mut self, size: u64, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut left = size;
         while left > 0 {
             let available = self.input.fill_buf()?;

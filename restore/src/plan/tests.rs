@@ -110,6 +110,7 @@ pub(crate) fn backup(hour: u32, on: u32, number: u64) -> Backup {
         included: Vec::new(),
         annotations: BTreeMap::new(),
         damaged_pages: None,
+        damaged_files: Vec::new(),
         written_by: "test".to_owned(),
         checksum: String::new(),
     }
