@@ -34,7 +34,8 @@ impl ClusterRepository {
     /// # Errors
     /// As [`ClusterRepository::open_index`].
     pub async fn open_part(&self, backup: &Backup, number: u32) -> Result<PartReader> {
-        self.open_compressed(backup, &self.part_key(backup, number)).await
+        let object = self.open_stored_part(backup, number).await?;
+        self.decompress(&self.part_key(backup, number), object)
     }
 
     /// The key of a backup's index.
@@ -70,7 +71,10 @@ impl ClusterRepository {
     }
 
     async fn open_compressed(&self, backup: &Backup, key: &ObjectKey) -> Result<PartReader> {
-        let object = self.open_backup_object(backup, key).await?;
+        self.decompress(key, self.open_backup_object(backup, key).await?)
+    }
+
+    fn decompress(&self, key: &ObjectKey, object: OpenedObject) -> Result<PartReader> {
         zstd::Decoder::new(object).map_err(|error| self.store().damaged(key, error.to_string()))
     }
 

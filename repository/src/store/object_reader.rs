@@ -25,6 +25,15 @@ const WAITS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Du
 pub struct ObjectReader {
     size: u64,
     source: Source,
+    check: Option<Check>,
+}
+
+/// What the bytes that are read from the first to the last must come to.
+#[derive(Debug)]
+struct Check {
+    hasher: crc32fast::Hasher,
+    left: u64,
+    expected: u32,
 }
 
 #[derive(Debug)]
@@ -58,7 +67,7 @@ impl ObjectReader {
             })
             .await;
             return match opened {
-                Ok((file, size)) => Ok(Self { size, source: Source::Local(BufReader::with_capacity(1 << 18, file)) }),
+                Ok((file, size)) => Ok(Self::new(size, Source::Local(BufReader::with_capacity(1 << 18, file)))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     Err(RepositoryError::NotFound { repository: store.name().to_owned(), key })
                 }
@@ -77,13 +86,34 @@ impl ObjectReader {
             ahead: None,
             runtime: Handle::current(),
         };
-        Ok(Self { size, source: Source::Remote(Box::new(reader)) })
+        Ok(Self::new(size, Source::Remote(Box::new(reader))))
+    }
+
+    fn new(size: u64, source: Source) -> Self {
+        Self { size, source, check: None }
+    }
+
+    /// Lets the read that comes to the end fail unless the CRC-32 of all stored bytes is `expected`. Who seeks reads a
+    /// range, and is not checked.
+    pub(crate) fn expect_crc32(&mut self, expected: u32) {
+        self.check = Some(Check { hasher: crc32fast::Hasher::new(), left: self.size, expected });
     }
 
     /// The object's stored size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+}
+
+impl Check {
+    fn verify(&self) -> io::Result<()> {
+        let (found, expected) = (self.hasher.clone().finalize(), self.expected);
+        if found == expected {
+            return Ok(());
+        }
+        let reason = format!("its stored bytes have the CRC-32 {found:08x}, and backup.json says {expected:08x}");
+        Err(io::Error::new(io::ErrorKind::InvalidData, reason))
     }
 }
 
@@ -155,15 +185,24 @@ impl Drop for RangeReader {
 
 impl Read for ObjectReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &mut self.source {
-            Source::Local(file) => file.read(buffer),
-            Source::Remote(reader) => reader.read(buffer),
+        let count = match &mut self.source {
+            Source::Local(file) => file.read(buffer)?,
+            Source::Remote(reader) => reader.read(buffer)?,
+        };
+        if let Some(check) = &mut self.check {
+            check.hasher.update(&buffer[..count]);
+            check.left = check.left.saturating_sub(count as u64);
+            if check.left == 0 {
+                check.verify()?;
+            }
         }
+        Ok(count)
     }
 }
 
 impl Seek for ObjectReader {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.check = None;
         match &mut self.source {
             Source::Local(file) => file.seek(to),
             Source::Remote(reader) => {

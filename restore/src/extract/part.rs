@@ -31,7 +31,7 @@ pub(super) fn restore_part(
 ) -> Result<(), ExtractError> {
     let repository = &extraction.repository;
     let key = repository.part_key(&extraction.backup, work.part.part);
-    let object = runtime.block_on(repository.open_backup_object(&extraction.backup, &key))?;
+    let object = runtime.block_on(repository.open_stored_part(&extraction.backup, work.part.part))?;
     let frames = FrameReader::new(object, &work.part).map_err(|error| reading_failed(repository, &key, error))?;
     let mut part =
         Part { extraction, tree, repository, key, tar: TarReader::new(frames), last_parent: LastParent::default() };
