@@ -87,6 +87,8 @@ pub struct BackupConfiguration {
 pub struct ArchiveConfiguration {
     /// After this long a call gives up, so that a dead network never hangs a shutdown.
     pub deadline: Duration,
+    /// How many segments that are ready are shipped by one call, the one that was asked for included.
+    pub ahead: usize,
 }
 
 /// `[restore]`: how a cluster is restored.
@@ -94,6 +96,8 @@ pub struct ArchiveConfiguration {
 pub struct RestoreConfiguration {
     /// As written; 0 lets [`RestoreConfiguration::workers`] decide.
     pub jobs: usize,
+    /// How many segments are fetched before a server in recovery asks for them.
+    pub prefetch: usize,
 }
 
 /// How the checkpoint that starts a backup is made.
@@ -172,11 +176,15 @@ impl Configuration {
         let mut section = document.section("archive", archive_table);
         let archive = ArchiveConfiguration {
             deadline: section.duration("deadline", Duration::from_secs(60), Duration::from_secs(1), DAY),
+            ahead: section.integer("ahead", 8, 1, 64) as usize,
         };
         section.finish(&mut known, &mut faults);
 
         let mut section = document.section("restore", restore_table);
-        let restore = RestoreConfiguration { jobs: section.integer("jobs", 0, 0, 64) as usize };
+        let restore = RestoreConfiguration {
+            jobs: section.integer("jobs", 0, 0, 64) as usize,
+            prefetch: section.integer("prefetch", 8, 0, 64) as usize,
+        };
         section.finish(&mut known, &mut faults);
 
         if faults.is_empty() {

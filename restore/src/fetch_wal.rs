@@ -68,20 +68,29 @@ pub async fn fetch_wal(
     name: WalFileName,
     destination: &Path,
 ) -> Result<Fetched, FetchError> {
-    let temporary = Temporary::create(destination)?;
-    let output = CheckedWriter { file: temporary.open()?, head: Vec::new(), size: 0 };
-    let Some(output) = repository.fetch_wal_file(&name, output).await? else {
+    let mut file_name = destination.file_name().unwrap_or_default().to_owned();
+    file_name.push(format!(".pgark-{}", std::process::id()));
+    let Some(whole) = fetch_into(repository, name, destination.with_file_name(file_name)).await? else {
         prove_that_it_is_there(repository).await?;
         return Ok(Fetched::Absent);
     };
-    if let WalFileName::Segment(segment) | WalFileName::Partial(segment) = name {
-        check_segment(repository, segment, &output)?;
-    }
-    let published = tokio::task::spawn_blocking(move || temporary.publish(&output.file)).await;
-    published.unwrap_or_else(|error| {
-        Err(FetchError::Io { operation: "write", path: PathBuf::from("the file"), source: io::Error::other(error) })
-    })?;
+    whole.publish(destination.to_path_buf()).await?;
     Ok(Fetched::InPlace)
+}
+
+/// Fetches a file under a temporary name; nothing, where the store states that it is absent.
+pub(crate) async fn fetch_into(
+    repository: &ClusterRepository,
+    name: WalFileName,
+    temporary: PathBuf,
+) -> Result<Option<WholeFile>, FetchError> {
+    let temporary = Temporary::create(temporary)?;
+    let output = CheckedWriter { file: temporary.open()?, head: Vec::new(), size: 0, crc: crc32fast::Hasher::new() };
+    let Some(output) = repository.fetch_wal_file(&name, output).await? else { return Ok(None) };
+    if let WalFileName::Segment(segment) | WalFileName::Partial(segment) = name {
+        check_segment(segment, repository.name(), repository.system_identifier(), &output.head, output.size)?;
+    }
+    Ok(Some(WholeFile { temporary, output }))
 }
 
 /// Fetches a file for a standby: tries again for a while when the archive cannot be asked.
@@ -123,19 +132,44 @@ async fn prove_that_it_is_there(repository: &ClusterRepository) -> Result<(), Fe
     })
 }
 
-fn check_segment(repository: &ClusterRepository, name: SegmentName, output: &CheckedWriter) -> Result<(), FetchError> {
-    let wrong = |source| FetchError::WrongSegment { name, repository: repository.name().to_owned(), source };
-    let header = SegmentHeader::parse(&output.head).map_err(wrong)?;
-    header.check_name(&name, output.size).map_err(wrong)?;
-    if header.system_identifier != repository.system_identifier() {
-        return Err(FetchError::OtherCluster {
-            name,
-            repository: repository.name().to_owned(),
-            found: header.system_identifier,
-            expected: repository.system_identifier(),
-        });
+/// Checks by its first page that a segment is the one that its name says, of this cluster.
+pub(crate) fn check_segment(
+    name: SegmentName,
+    repository: &str,
+    expected: SystemIdentifier,
+    head: &[u8],
+    size: u64,
+) -> Result<(), FetchError> {
+    let wrong = |source| FetchError::WrongSegment { name, repository: repository.to_owned(), source };
+    let header = SegmentHeader::parse(head).map_err(wrong)?;
+    header.check_name(&name, size).map_err(wrong)?;
+    if header.system_identifier != expected {
+        let found = header.system_identifier;
+        return Err(FetchError::OtherCluster { name, repository: repository.to_owned(), found, expected });
     }
     Ok(())
+}
+
+/// A file that was fetched, and has no name yet.
+pub(crate) struct WholeFile {
+    temporary: Temporary,
+    output: CheckedWriter,
+}
+
+impl WholeFile {
+    /// CRC-32 of its content.
+    pub(crate) fn crc(&self) -> u32 {
+        self.output.crc.clone().finalize()
+    }
+
+    /// Makes it durable and gives it its name.
+    pub(crate) async fn publish(self, destination: PathBuf) -> Result<(), FetchError> {
+        let path = destination.clone();
+        let published =
+            tokio::task::spawn_blocking(move || self.temporary.publish(&self.output.file, &destination)).await;
+        published
+            .unwrap_or_else(|error| Err(FetchError::Io { operation: "write", path, source: io::Error::other(error) }))
+    }
 }
 
 /// Writes to a file, never more than a segment has, and keeps its beginning for a look at the header.
@@ -143,6 +177,7 @@ struct CheckedWriter {
     file: File,
     head: Vec<u8>,
     size: u64,
+    crc: crc32fast::Hasher,
 }
 
 impl Write for CheckedWriter {
@@ -155,6 +190,7 @@ impl Write for CheckedWriter {
         let missing = SegmentHeader::BYTES.saturating_sub(self.head.len());
         self.head.extend_from_slice(&bytes[..written.min(missing)]);
         self.size += written as u64;
+        self.crc.update(&bytes[..written]);
         Ok(written)
     }
 
@@ -163,25 +199,21 @@ impl Write for CheckedWriter {
     }
 }
 
-/// A file next to the destination that takes its name only when it is whole; removed otherwise.
+/// A file next to its destination that takes its name only when it is whole; removed otherwise.
 struct Temporary {
     path: PathBuf,
-    destination: PathBuf,
     is_published: bool,
 }
 
 impl Temporary {
-    fn create(destination: &Path) -> Result<Self, FetchError> {
-        let mut name = destination.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".pgark-{}", std::process::id()));
-        let path = destination.with_file_name(name);
+    fn create(path: PathBuf) -> Result<Self, FetchError> {
         // One of a process with the same number that was killed.
         if let Err(source) = std::fs::remove_file(&path)
             && source.kind() != io::ErrorKind::NotFound
         {
             return Err(FetchError::Io { operation: "remove", path, source });
         }
-        Ok(Self { path, destination: destination.to_path_buf(), is_published: false })
+        Ok(Self { path, is_published: false })
     }
 
     fn open(&self) -> Result<File, FetchError> {
@@ -194,11 +226,10 @@ impl Temporary {
         })
     }
 
-    fn publish(mut self, file: &File) -> Result<(), FetchError> {
+    fn publish(mut self, file: &File, destination: &Path) -> Result<(), FetchError> {
         let failed = |operation, path: &Path, source| FetchError::Io { operation, path: path.to_path_buf(), source };
         file.sync_all().map_err(|source| failed("sync", &self.path, source))?;
-        std::fs::rename(&self.path, &self.destination)
-            .map_err(|source| failed("rename to", &self.destination, source))?;
+        std::fs::rename(&self.path, destination).map_err(|source| failed("rename to", destination, source))?;
         self.is_published = true;
         Ok(())
     }

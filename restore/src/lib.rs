@@ -14,6 +14,7 @@ mod included;
 mod judge;
 mod list;
 mod plan;
+mod prefetch;
 mod reach;
 mod recovery_settings;
 mod show;

@@ -6,9 +6,11 @@ use anyhow::Context;
 use clap::Args;
 use pgark_command::{Configuration, Environment, ExitCode, GlobalOptions, Side, open_repository};
 use pgark_postgres::{SystemIdentifier, WalFileName};
+use pgark_repository::ClusterRepository;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::fetch_wal::{Fetched, fetch_wal, fetch_wal_for_standby, system_identifier_of};
+use crate::prefetch::{self, Prefetch};
 
 /// What a shell reports for a command that SIGTERM ended. PostgreSQL sends that when it shuts down, and only this code
 /// makes it do so quietly.
@@ -32,6 +34,10 @@ pub struct WalArguments {
     /// Whose WAL it is [default: that of the data directory in which %p lies]
     #[arg(long, value_name = "NUMBER")]
     system_identifier: Option<SystemIdentifier>,
+
+    /// Fetch what comes behind %f instead
+    #[arg(long = prefetch::OPTION, hide = true)]
+    is_prefetch: bool,
 }
 
 /// Runs the command.
@@ -42,29 +48,51 @@ pub async fn wal(
     arguments: &WalArguments,
 ) -> anyhow::Result<ExitCode> {
     let fetch = || format!("fetch {}", arguments.name);
+    let prefetch = Prefetch::for_call(arguments.name, &arguments.destination, configuration.restore.prefetch);
     let system_identifier = match arguments.system_identifier {
         Some(given) => given,
         None => system_identifier_of(&arguments.destination).with_context(fetch)?,
     };
-    let chosen = options.repository(environment, configuration)?;
-    let repository = open_repository(chosen, Side::Reading)?;
-    let repository = repository.cluster(&configuration.cluster.name, system_identifier)?;
+    let open = || -> anyhow::Result<ClusterRepository> {
+        let chosen = options.repository(environment, configuration)?;
+        Ok(open_repository(chosen, Side::Reading)?.cluster(&configuration.cluster.name, system_identifier)?)
+    };
+    if arguments.is_prefetch {
+        // Nobody waits for its outcome: what it could not fetch is asked for in time, and its failure told then.
+        if let Some(prefetch) = prefetch
+            && let Err(error) = prefetch.run(&open()?).await
+        {
+            tracing::debug!(%error, "ended");
+        }
+        return Ok(ExitCode::Done);
+    }
     let fetch_file = async {
+        if let Some(prefetch) = &prefetch
+            && prefetch.deliver(system_identifier).await
+        {
+            return Ok(Fetched::InPlace);
+        }
+        let repository = open()?;
         if arguments.standby {
-            fetch_wal_for_standby(&repository, arguments.name, &arguments.destination).await
+            Ok(fetch_wal_for_standby(&repository, arguments.name, &arguments.destination).await?)
         } else {
-            fetch_wal(&repository, arguments.name, &arguments.destination).await
+            Ok(fetch_wal(&repository, arguments.name, &arguments.destination).await?)
         }
     };
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
-    let stopped = tokio::select! {
+    let stopped: Result<anyhow::Result<Fetched>, ()> = tokio::select! {
         fetched = fetch_file => Ok(fetched),
         _ = terminate.recv() => Err(()),
     };
     // By now the temporary file is gone.
     let Ok(fetched) = stopped else { std::process::exit(TERMINATED) };
     match fetched.with_context(fetch)? {
-        Fetched::InPlace => Ok(ExitCode::Done),
+        Fetched::InPlace => {
+            if let Some(prefetch) = &prefetch {
+                prefetch.start();
+            }
+            Ok(ExitCode::Done)
+        }
         Fetched::Absent => {
             tracing::info!(file = %arguments.name, "not in the archive");
             Ok(ExitCode::NotInArchive)

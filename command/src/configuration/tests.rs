@@ -431,7 +431,7 @@ fn workers_are_bounded_unless_asked_for() {
     let with = |jobs| CompressionConfiguration { level: 3, jobs }.workers().get();
     assert!((1..=4).contains(&with(0)));
     assert_eq!(with(17), 17);
-    assert!((1..=8).contains(&RestoreConfiguration { jobs: 0 }.workers().get()));
+    assert!((1..=8).contains(&RestoreConfiguration { jobs: 0, prefetch: 8 }.workers().get()));
 }
 
 proptest! {

@@ -1,0 +1,204 @@
+//! Segments that are fetched before a server in recovery asks for them.
+//!
+//! They lie in `pg_wal/pgark-prefetch` as `<segment>.<CRC-32>`, where a rename gives them to the server. A call that
+//! delivers a segment starts a process that fetches the next ones and ends; a lock keeps it the only one. A segment is
+//! checked again before it is used, and every doubt means that it is fetched as if nobody had done so before. Absence is
+//! never noted, and history files are asked for each time. The server asks for one before it ends recovery: then the
+//! directory goes away.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, stream};
+use pgark_command::{data_directory_of_wal_file, read_control_file};
+use pgark_postgres::{SegmentName, SegmentSize, SystemIdentifier, WalFileName};
+use pgark_repository::ClusterRepository;
+
+use crate::fetch_wal::{FetchError, check_segment, fetch_into};
+
+/// What PostgreSQL calls the file that a restore command makes. A person who fetches a segment gives another name.
+const SERVERS_SEGMENT: &str = "RECOVERYXLOG";
+const SERVERS_HISTORY: &str = "RECOVERYHISTORY";
+
+const DIRECTORY: &str = "pgark-prefetch";
+const LOCK: &str = "lock";
+const UNFINISHED: &str = "fetching";
+
+/// What may lie in the directory, so that large segments do not fill the disk.
+const MOST_BYTES: u64 = 512 << 20;
+
+/// Fetched at once: enough to hide the answers' delay, and no more than a server may miss.
+const AT_ONCE: usize = 4;
+
+/// How long a call waits for a segment that is under way.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The option that makes a call fetch what comes behind its segment.
+pub(crate) const OPTION: &str = "prefetch";
+
+/// The directory beside a file that a server in recovery asked for.
+#[derive(Debug)]
+pub(crate) struct Prefetch {
+    directory: PathBuf,
+    destination: PathBuf,
+    asked: SegmentName,
+    /// How many segments are kept.
+    most: usize,
+}
+
+impl Prefetch {
+    /// Nothing where no server in recovery asks for a segment, or `most` is zero. A server that asks for a history
+    /// file begins, ends or changes its way: what was fetched for it is removed.
+    pub(crate) fn for_call(name: WalFileName, destination: &Path, most: usize) -> Option<Self> {
+        let directory = destination.with_file_name(DIRECTORY);
+        match (name, destination.file_name()?.to_str()?) {
+            (WalFileName::Segment(asked), SERVERS_SEGMENT) if most > 0 => {
+                Some(Self { directory, destination: destination.to_owned(), asked, most })
+            }
+            (WalFileName::History(_), SERVERS_HISTORY) => {
+                // What cannot be removed is checked before it is used.
+                drop(fs::remove_dir_all(directory));
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Gives the server its segment, if it is there or on its way and passes every check.
+    pub(crate) async fn deliver(&self, expected: SystemIdentifier) -> bool {
+        let begun = Instant::now();
+        loop {
+            // In this order: between the two it may be finished.
+            let is_under_way = self.is_under_way();
+            if let Some((path, crc)) = self.ready(self.asked) {
+                let delivered = self.hand_over(&path, crc, expected);
+                if let Err(error) = &delivered {
+                    tracing::debug!(segment = %self.asked, %error, "what was fetched ahead is of no use");
+                    drop(fs::remove_file(path));
+                }
+                return delivered.is_ok();
+            }
+            if !is_under_way || begun.elapsed() > PATIENCE {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    fn hand_over(&self, path: &Path, crc: u32, expected: SystemIdentifier) -> anyhow::Result<()> {
+        let content = fs::read(path)?;
+        anyhow::ensure!(crc32fast::hash(&content) == crc, "its CRC-32 is not {crc:08x}");
+        check_segment(self.asked, "ahead", expected, &content, content.len() as u64)?;
+        Ok(fs::rename(path, &self.destination)?)
+    }
+
+    /// Starts a process that fetches what comes next, unless enough is there or one is at it.
+    ///
+    /// It is this very call again with one more option, in a process group of its own, since PostgreSQL ends the whole
+    /// group of a command that it no longer waits for.
+    pub(crate) fn start(&self) {
+        let Ok(size) = fs::metadata(&self.destination) else { return };
+        let Ok(size) = SegmentSize::new(size.len()) else { return };
+        let wanted = self.wanted(size);
+        let ready = wanted.iter().filter(|segment| self.ready(**segment).is_some()).count();
+        if ready > wanted.len() / 2 || self.is_locked() {
+            return;
+        }
+        let started = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).and_then(|()| {
+            Command::new(std::env::current_exe()?)
+                .args(std::env::args_os().skip(1))
+                .arg(format!("--{OPTION}"))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .process_group(0)
+                .spawn()
+        });
+        if let Err(error) = started {
+            tracing::info!(%error, "segments are fetched one by one");
+        }
+    }
+
+    /// Fetches what comes behind the segment, until all of it is there or one is missing.
+    pub(crate) async fn run(&self, repository: &ClusterRepository) -> anyhow::Result<()> {
+        let size = read_control_file(&data_directory_of_wal_file(&self.destination))?.segment_size;
+        // The lock ends with this process. Without the directory the server has no more use for all this.
+        let lock = File::options().create(true).truncate(false).write(true).open(self.directory.join(LOCK))?;
+        if lock.try_lock().is_err() {
+            return Ok(());
+        }
+        let wanted = self.wanted(size);
+        self.remove_all_but(&wanted)?;
+        let missing = wanted.into_iter().filter(|segment| self.ready(*segment).is_none());
+        let mut fetches = stream::iter(missing).map(|segment| self.fetch(repository, segment)).buffered(AT_ONCE);
+        while let Some(fetched) = fetches.next().await {
+            if !fetched? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn fetch(&self, repository: &ClusterRepository, segment: SegmentName) -> Result<bool, FetchError> {
+        let temporary = self.unfinished(segment);
+        let Some(whole) = fetch_into(repository, WalFileName::Segment(segment), temporary).await? else {
+            return Ok(false);
+        };
+        let path = self.directory.join(format!("{segment}.{:08x}", whole.crc()));
+        whole.publish(path).await?;
+        Ok(true)
+    }
+
+    /// The segments behind the one that was asked for, on its timeline.
+    fn wanted(&self, size: SegmentSize) -> Vec<SegmentName> {
+        let most = self.most.min(usize::try_from(MOST_BYTES / size.bytes()).unwrap_or(usize::MAX));
+        let next = |segment: &SegmentName| Some(segment.next(size)).filter(|next| next > segment);
+        std::iter::successors(next(&self.asked), next).take(most).collect()
+    }
+
+    fn remove_all_but(&self, wanted: &[SegmentName]) -> io::Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let is_wanted =
+                |name: &str| name == LOCK || split(name).is_some_and(|(segment, _)| wanted.contains(&segment));
+            if !entry.file_name().to_str().is_some_and(is_wanted) {
+                // A segment may just be on its way to the server.
+                drop(fs::remove_file(entry.path()));
+            }
+        }
+        Ok(())
+    }
+
+    fn ready(&self, segment: SegmentName) -> Option<(PathBuf, u32)> {
+        let entries = fs::read_dir(&self.directory).ok()?;
+        entries.filter_map(Result::ok).find_map(|entry| {
+            let (found, crc) = split(entry.file_name().to_str()?)?;
+            (found == segment).then(|| (entry.path(), crc))
+        })
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.unfinished(self.asked).exists() && self.is_locked()
+    }
+
+    fn unfinished(&self, segment: SegmentName) -> PathBuf {
+        self.directory.join(format!("{segment}.{UNFINISHED}"))
+    }
+
+    fn is_locked(&self) -> bool {
+        File::open(self.directory.join(LOCK)).is_ok_and(|lock| lock.try_lock_shared().is_err())
+    }
+}
+
+/// Takes the name of a segment that is ready apart.
+fn split(name: &str) -> Option<(SegmentName, u32)> {
+    let (segment, crc) = name.split_once('.')?;
+    let is_crc = crc.len() == 8 && crc.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let crc = is_crc.then(|| u32::from_str_radix(crc, 16).ok())??;
+    Some((segment.parse().ok()?, crc))
+}
