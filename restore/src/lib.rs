@@ -13,6 +13,7 @@ mod fetch_wal;
 mod included;
 mod judge;
 mod list;
+mod moments;
 mod plan;
 mod prefetch;
 mod reach;

@@ -1,5 +1,6 @@
 //! `pgark-restore list`: backups, and the WAL that continues them.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 
 use anyhow::Context;
@@ -14,6 +15,7 @@ use pgark_repository::BackupId;
 use serde::Serialize;
 
 use crate::catalogue::Catalogue;
+use crate::moments::{RestorePoint, Window, reachable, restore_points};
 use crate::plan::BackupJson;
 use crate::windows::{TimelineWal, timelines};
 
@@ -23,6 +25,10 @@ pub struct ListArguments {
     /// List the cluster with this system identifier [default: the one with the newest backup]
     #[arg(long, value_name = "NUMBER")]
     system_identifier: Option<SystemIdentifier>,
+
+    /// List the named restore points, too; this reads all archived WAL
+    #[arg(long)]
+    restore_points: bool,
 
     /// Print JSON
     #[arg(long)]
@@ -37,6 +43,11 @@ struct ListJson {
     other_system_identifiers: Vec<SystemIdentifier>,
     backups: Vec<BackupJson>,
     unfinished: Vec<UnfinishedJson>,
+    /// From which moment to which the cluster can be restored.
+    windows: Vec<Window>,
+    /// Only where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restore_points: Option<Vec<RestorePoint>>,
     timelines: Vec<TimelineWal>,
 }
 
@@ -57,18 +68,30 @@ pub async fn list(
     let chosen = options.repository(environment, configuration)?;
     let repository = open_repository(chosen, Side::Reading)?;
     let loaded = Catalogue::load(&repository, &configuration.cluster.name, arguments.system_identifier);
-    let (catalogue, _) = loaded.await.context("read the repository")?;
+    let (catalogue, repository) = loaded.await.context("read the repository")?;
+    let reachable = reachable(&catalogue, &repository).await;
+    let restore_points = match arguments.restore_points {
+        true => Some(restore_points(&repository, &reachable).await.context("search the archived WAL")?),
+        false => None,
+    };
+    let windows = reachable.into_iter().map(|way| way.window).collect();
     let mut report = Report::to_stdout();
     if arguments.json {
-        report.json("list", &json(&catalogue))?;
+        report.json("list", &json(&catalogue, windows, restore_points))?;
     } else {
         write_text(&mut report, &catalogue)?;
+        write_windows(&mut report, &windows)?;
+        if let Some(points) = &restore_points {
+            write_restore_points(&mut report, points)?;
+        }
+        writeln!(report)?;
+        write_wal(&mut report, &timelines(&catalogue))?;
         report.flush()?;
     }
     Ok(ExitCode::Done)
 }
 
-fn json(catalogue: &Catalogue) -> ListJson {
+fn json(catalogue: &Catalogue, windows: Vec<Window>, restore_points: Option<Vec<RestorePoint>>) -> ListJson {
     ListJson {
         repository: catalogue.repository.clone(),
         cluster: catalogue.cluster.clone(),
@@ -85,6 +108,8 @@ fn json(catalogue: &Catalogue) -> ListJson {
                 started: backup.started.as_ref().map(|started| started.time),
             })
             .collect(),
+        windows,
+        restore_points,
         timelines: timelines(catalogue),
     }
 }
@@ -107,8 +132,57 @@ fn write_text(report: &mut impl Write, catalogue: &Catalogue) -> std::io::Result
         };
         writeln!(report, "{}  not finished: it is running or was interrupted ({by})", unfinished.id)?;
     }
-    writeln!(report)?;
-    write_wal(report, &timelines(catalogue))
+    writeln!(report)
+}
+
+fn write_windows(report: &mut impl Write, windows: &[Window]) -> std::io::Result<()> {
+    if windows.is_empty() {
+        return writeln!(report, "no moment can be restored");
+    }
+    let mut table = Table::new(&[
+        ("timeline", Align::Right),
+        ("can be restored from", Align::Left),
+        ("to", Align::Left),
+        ("positions", Align::Left),
+        ("backups", Align::Right),
+        ("then", Align::Left),
+    ]);
+    for window in windows {
+        let to = match (window.last_transaction, &window.unreadable) {
+            (Some(time), _) => format_time(time),
+            (None, None) => "no transaction of late".to_owned(),
+            (None, Some(_)) => "unknown".to_owned(),
+        };
+        let then = window.gap_at.map_or("the archive ends".to_owned(), |segment| format!("{segment} is missing"));
+        table.row([
+            window.timeline.to_string(),
+            format_time(window.from),
+            to,
+            format!("{} … {}", window.from_lsn, window.to_lsn),
+            window.backups.len().to_string(),
+            then,
+        ]);
+    }
+    write!(report, "{table}")?;
+    let reasons: BTreeSet<&String> = windows.iter().filter_map(|window| window.unreadable.as_ref()).collect();
+    reasons.into_iter().try_for_each(|reason| writeln!(report, "the last transaction is unknown: {reason}"))
+}
+
+fn write_restore_points(report: &mut impl Write, points: &[RestorePoint]) -> std::io::Result<()> {
+    if points.is_empty() {
+        return writeln!(report, "\nno restore points");
+    }
+    let mut table = Table::new(&[
+        ("restore point", Align::Left),
+        ("made", Align::Left),
+        ("timeline", Align::Right),
+        ("position", Align::Left),
+    ]);
+    for point in points {
+        let time = point.time.map(format_time).unwrap_or_default();
+        table.row([printable(&point.name), time, point.timeline.to_string(), point.lsn.to_string()]);
+    }
+    write!(report, "\n{table}")
 }
 
 fn backup_table(catalogue: &Catalogue) -> Table {

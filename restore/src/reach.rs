@@ -123,7 +123,7 @@ pub async fn prove(repository: &ClusterRepository, plan: &mut RestorePlan) -> Re
             plan.stop = Some(stop);
         }
         RecoveryTarget::Xid(xid) => {
-            let found = search.forwards(|event| match event {
+            let found = search.forwards(|event, _| match event {
                 WalEvent::Commit { xid: found, .. } | WalEvent::Abort { xid: found, .. } => *found == xid,
                 WalEvent::RestorePoint { .. } => false,
             });
@@ -135,7 +135,7 @@ pub async fn prove(repository: &ClusterRepository, plan: &mut RestorePlan) -> Re
             plan.stop = Some(stop);
         }
         RecoveryTarget::Name(name) => {
-            let found = search.forwards(|event| match event {
+            let found = search.forwards(|event, _| match event {
                 WalEvent::RestorePoint { name: found, .. } => found.as_slice() == name.as_bytes(),
                 WalEvent::Commit { .. } | WalEvent::Abort { .. } => false,
             });
@@ -156,6 +156,28 @@ pub async fn last_transaction(
     plan: &RestorePlan,
 ) -> Result<Option<StopPoint>, ReachError> {
     Search { repository, plan }.last_transaction(usize::MAX).await
+}
+
+/// Finds the last transaction if it ended in one of the last few segments.
+pub(crate) async fn recent_transaction(
+    repository: &ClusterRepository,
+    plan: &RestorePlan,
+) -> Result<Option<StopPoint>, ReachError> {
+    Search { repository, plan }.last_transaction(LOOK_BACK).await
+}
+
+/// Shows every event from the end of the plan's backup to the end of its WAL, with the segment in which it was complete.
+pub(crate) async fn walk_events(
+    repository: &ClusterRepository,
+    plan: &RestorePlan,
+    mut show: impl FnMut(&WalEvent, SegmentName),
+) -> Result<(), ReachError> {
+    let search = Search { repository, plan };
+    let shown = search.forwards(|event, segment| {
+        show(event, segment);
+        false
+    });
+    shown.await.map(drop)
 }
 
 struct Search<'s> {
@@ -242,7 +264,10 @@ impl Search<'_> {
     }
 
     /// Searches from the end of the backup to the end of the archive.
-    async fn forwards(&self, is_it: impl Fn(&WalEvent) -> bool) -> Result<Option<StopPoint>, ReachError> {
+    async fn forwards(
+        &self,
+        mut is_it: impl FnMut(&WalEvent, SegmentName) -> bool,
+    ) -> Result<Option<StopPoint>, ReachError> {
         let start = self.plan.backup.stop_lsn;
         let first = self.plan.segments_before(start.saturating_add(1)).saturating_sub(1);
         let names: Vec<SegmentName> = self
@@ -261,9 +286,8 @@ impl Search<'_> {
         .buffered(AHEAD);
         while let Some((name, bytes)) = fetched.try_next().await? {
             let events = walk(&mut walker, name.start(self.plan.segment_size), name, &bytes)?;
-            if let Some(event) = events.iter().find(|event| is_it(event)) {
-                let (lsn, time) = (event.start_lsn(), event.time());
-                return Ok(Some(StopPoint { lsn, time: Some(time + EPOCH_2000), segment: name }));
+            if let Some(event) = events.iter().find(|event| is_it(event, name)) {
+                return Ok(Some(stop_point(event, name)));
             }
         }
         Ok(None)
@@ -326,11 +350,14 @@ fn walk(
 
 fn transaction(event: &WalEvent, segment: SegmentName) -> Option<StopPoint> {
     match event {
-        WalEvent::Commit { time, start_lsn, .. } | WalEvent::Abort { time, start_lsn, .. } => {
-            Some(StopPoint { lsn: *start_lsn, time: Some(time + EPOCH_2000), segment })
-        }
+        WalEvent::Commit { .. } | WalEvent::Abort { .. } => Some(stop_point(event, segment)),
         WalEvent::RestorePoint { .. } => None,
     }
+}
+
+/// Where recovery to this event stops.
+pub(crate) fn stop_point(event: &WalEvent, segment: SegmentName) -> StopPoint {
+    StopPoint { lsn: event.start_lsn(), time: Some(event.time() + EPOCH_2000), segment }
 }
 
 /// What all events have.

@@ -8,6 +8,7 @@ mod encryption;
 mod every_version;
 mod included;
 mod look_ahead;
+mod moments;
 mod odd_files;
 mod packaging;
 mod prefetch;
