@@ -205,6 +205,8 @@ impl Source {
     async fn connect(options: &ConnectionOptions, configuration: &Configuration) -> anyhow::Result<Self> {
         let mut replication = ReplicationConnection::connect(options).await.context("open a replication connection")?;
         replication.known_server_version().await?;
+        // Whatever chose this server, the other connections go there too.
+        let options = &options.only(replication.host());
         let identity = replication.identify_system().await?;
         let sql = Server::connect(options).await?;
         let facts = sql.facts(identity.system_identifier).await?;

@@ -23,7 +23,8 @@ pub mod fuzzed {
 #[must_use]
 pub fn judge(error: &(dyn Error + 'static)) -> Option<Verdict> {
     if let Some(error) = error.downcast_ref::<replication::ReplicationError>() {
-        let verdict = Verdict::new(ExitCode::Failed);
+        let usage = matches!(error, replication::ReplicationError::TlsSettings(_));
+        let verdict = Verdict::new(if usage { ExitCode::Usage } else { ExitCode::Failed });
         return Some(match error.hint() {
             Some(hint) => verdict.with_hint(hint),
             None => verdict,

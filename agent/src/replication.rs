@@ -12,6 +12,7 @@ mod commands;
 mod connection;
 mod connection_string;
 mod damaged_files;
+mod dial;
 mod error;
 mod field_reader;
 mod literal;
@@ -21,6 +22,8 @@ mod password_file;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod scripted;
+mod sql_stream;
+mod tls;
 mod transport;
 mod wal_stream;
 
@@ -33,5 +36,11 @@ pub use connection_string::ConnectionStringError;
 pub use damaged_files::DamagedFiles;
 pub use error::{ReplicationError, ServerError};
 pub use literal::LiteralError;
-pub use options::{ConnectionOptions, Endpoint, Host, Keepalive, Password, SslMode, os_user_name};
+pub use options::{
+    AllowedLogins, ChannelBindingMode, ClientCertificateMode, ConnectionOptions, Endpoint, FilePath, Host, Keepalive,
+    LoginMethod, Password, RootCertificates, SslMode, SslNegotiation, TargetSession, TlsOptions, TlsVersion,
+    os_user_name,
+};
+pub(crate) use sql_stream::SqlStream;
+pub use tls::{TlsError, TlsSettingsError};
 pub use wal_stream::{TimelineEnd, WalMessage, WalStream};

@@ -1,13 +1,15 @@
 //! What the agent asks a server by ordinary SQL.
+//!
+//! tokio-postgres speaks on a connection that was made and logged in as a replication connection is.
 
 use std::path::Path;
 
 use jiff::Timestamp;
 use pgark_repository::ServerFacts;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, Config, NoTls};
 
-use crate::replication::ConnectionOptions;
+use crate::replication::{ConnectionOptions, ReplicationError, SqlStream};
 
 /// A question to the server failed.
 #[derive(Debug, thiserror::Error)]
@@ -20,8 +22,11 @@ pub enum ServerError {
         /// The role.
         user: String,
         /// The reason.
-        source: tokio_postgres::Error,
+        source: ReplicationError,
     },
+    /// The connection was made, and then did not answer.
+    #[error("the ordinary connection does not speak PostgreSQL's protocol")]
+    Protocol(#[source] tokio_postgres::Error),
     /// A query failed.
     #[error("cannot ask the server for {what}")]
     Query {
@@ -56,23 +61,23 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn connect(options: &ConnectionOptions) -> Result<Self, ServerError> {
-        let (client, connection) = options.to_sql_config().connect(NoTls).await.map_err(|source| {
-            ServerError::Connect { database: options.database.clone(), user: options.user.clone(), source }
+        let stream = SqlStream::connect(options).await.map_err(|source| ServerError::Connect {
+            database: options.database.clone(),
+            user: options.user.clone(),
+            source,
         })?;
+        let (client, connection) = Config::new()
+            .user(&options.user)
+            .dbname(&options.database)
+            .connect_raw(stream, NoTls)
+            .await
+            .map_err(ServerError::Protocol)?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "the ordinary connection ended");
             }
         });
-        let server = Self { client };
-        server.allow_idling().await?;
-        Ok(server)
-    }
-
-    /// Between its few questions this connection idles for as long as a backup takes. 13 does not know the setting.
-    async fn allow_idling(&self) -> Result<(), ServerError> {
-        let query = "SELECT count(set_config(name, '0', false)) FROM pg_settings WHERE name = 'idle_session_timeout'";
-        self.one::<i64>("idle_session_timeout", query).await.map(drop)
+        Ok(Self { client })
     }
 
     /// The server's clock.

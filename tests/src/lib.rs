@@ -7,6 +7,7 @@
 //! leaves the folders of a test in place for a look afterwards.
 
 mod azurite;
+mod certificates;
 mod fault_proxy;
 mod gcs_stub;
 mod object_storage;
@@ -24,6 +25,7 @@ mod test_user;
 mod wait;
 
 pub use azurite::Azurite;
+pub use certificates::{Certificate, CertificateAuthority};
 pub use fault_proxy::{Action, Fault, FaultProxy, Trigger};
 pub use gcs_stub::{GcsStub, service_account};
 pub use object_storage::{S3Keys, azure_repository, gcs_repository, s3_repository};

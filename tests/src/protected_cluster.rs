@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::certificates::CertificateAuthority;
 use crate::postgres_server::{PostgresServer, PostgresServerBuilder};
 use crate::programs::{Program, program_path};
 use crate::temp_dir::TempDir;
@@ -15,6 +16,12 @@ use crate::wait::wait_until;
 
 /// How long the archiver may take for all that is waiting, on a loaded machine.
 const ARCHIVE_LIMIT: Duration = Duration::from_secs(60);
+
+/// The name in the server's certificate; no name service knows it.
+const HOST: &str = "db.pgark.test";
+
+/// The authority that its certificate is from.
+const ROOT: &str = "root";
 
 /// Whom the agent logs in as over TCP.
 const ROLE: &str = "pgark";
@@ -38,7 +45,7 @@ pub struct ProtectedClusterBuilder {
     repositories: String,
     settings: String,
     archiving: bool,
-    over_tcp: bool,
+    over_tls: bool,
 }
 
 impl ProtectedCluster {
@@ -54,7 +61,7 @@ impl ProtectedCluster {
             repositories: String::new(),
             settings: String::new(),
             archiving: true,
-            over_tcp: false,
+            over_tls: false,
         }
     }
 
@@ -207,19 +214,22 @@ impl ProtectedClusterBuilder {
         self
     }
 
-    /// The agent connects as a fleet would have it: over TCP, as a role with no more rights than it needs, whose
-    /// password (SCRAM-SHA-256) is in a password file. Otherwise it is the superuser on the unix socket.
-    pub fn over_tcp(mut self) -> Self {
-        self.over_tcp = true;
-        self.server = self.server.tcp().hba(&format!("host postgres,replication {ROLE} 127.0.0.1/32 scram-sha-256"));
+    /// The agent connects as a fleet would have it: over TCP with TLS, the server's certificate and name checked, as a
+    /// role with no more rights than it needs, whose password (SCRAM-SHA-256, tied to the connection) is in a password
+    /// file. Otherwise it is the superuser on the unix socket.
+    pub fn over_tls(mut self) -> Self {
+        self.over_tls = true;
+        let authority = CertificateAuthority::new(&self.dir, ROOT);
+        let server = self.server.tls(&authority.server("server", &[HOST]), &authority);
+        self.server = server.hba(&format!("hostssl postgres,replication {ROLE} 127.0.0.1/32 scram-sha-256"));
         self
     }
 
     pub fn start(self) -> ProtectedCluster {
-        let over_tcp = self.over_tcp;
+        let over_tls = self.over_tls;
         let mut cluster = self.create();
         cluster.server.start();
-        if over_tcp {
+        if over_tls {
             cluster.server.psql(&format!(
                 "SET password_encryption = 'scram-sha-256';
                  CREATE ROLE {ROLE} LOGIN REPLICATION PASSWORD '{PASSWORD}';
@@ -231,7 +241,7 @@ impl ProtectedClusterBuilder {
 
     /// Creates everything without starting the server.
     pub fn create(self) -> ProtectedCluster {
-        let Self { dir, mut server, mut repositories, settings, archiving, over_tcp } = self;
+        let Self { dir, mut server, mut repositories, settings, archiving, over_tls } = self;
         if repositories.is_empty() {
             repositories = local_repository(&dir, "local", "repository");
         }
@@ -241,19 +251,24 @@ impl ProtectedClusterBuilder {
             server = server.archive_command(&format!("{} --config {} %p", program.display(), config.display()));
         }
         let server = server.create();
-        let connection = if over_tcp { tcp_connection(&dir, &server) } else { server.connection_string() };
+        let connection = if over_tls { tls_connection(&dir, &server) } else { server.connection_string() };
         let config = write_config(&dir, "config.toml", &connection, &repositories, &settings);
         ProtectedCluster { server, connection, config, repositories, dir }
     }
 }
 
-/// The connection string of a cluster that is reached over TCP, and the password file that it names.
-fn tcp_connection(dir: &TempDir, server: &PostgresServer) -> String {
+/// The connection string of a cluster that is reached with TLS, and the password file that it names.
+fn tls_connection(dir: &TempDir, server: &PostgresServer) -> String {
     let port = server.port();
-    let passwords = dir.write("pgpass", format!("127.0.0.1:{port}:*:{ROLE}:{PASSWORD}\n"));
+    let passwords = dir.write("pgpass", format!("{HOST}:{port}:*:{ROLE}:{PASSWORD}\n"));
     fs::set_permissions(&passwords, fs::Permissions::from_mode(0o600))
         .unwrap_or_else(|error| panic!("cannot protect {}: {error}", passwords.display()));
-    format!("host=127.0.0.1 port={port} user={ROLE} passfile={}", passwords.display())
+    format!(
+        "host={HOST} hostaddr=127.0.0.1 port={port} user={ROLE} passfile={} \
+         sslmode=verify-full sslrootcert={} channel_binding=require",
+        passwords.display(),
+        dir.join(format!("{ROOT}.crt")).display()
+    )
 }
 
 fn write_config(dir: &TempDir, name: &str, connection: &str, repositories: &str, settings: &str) -> PathBuf {

@@ -1,6 +1,6 @@
 //! The whole way on every major version that pgark knows: pgbench runs throughout the backup, tables and indexes lie in
-//! three tablespaces, the agent logs in over TCP, and the cluster is brought back twice: to a time, and from there, on
-//! the timeline that began with the first restore, to a later time.
+//! three tablespaces, the agent logs in over TLS with SCRAM and `sslmode=verify-full`, and the cluster is brought back
+//! twice: to a time, and from there, on the timeline that began with the first restore, to a later time.
 
 use std::path::Path;
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn goes_the_whole_way(major: u32) {
     let mut cluster = ProtectedCluster::builder()
         .server(|server| server.major(major).setting("max_wal_size", "64MB"))
         .settings("[backup]\npart_size = \"16MiB\"\n")
-        .over_tcp()
+        .over_tls()
         .start();
     assert_eq!(cluster.server().psql("SHOW server_version_num").len(), 6);
     assert!(cluster.server().psql("SHOW server_version_num").starts_with(&major.to_string()));

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod archive_command;
+mod connections;
 mod encryption;
 mod every_version;
 mod included;

@@ -33,11 +33,10 @@ impl WalHold {
         let name = format!("pgark_backup_{}", std::process::id());
         let slot = match connection.create_physical_slot(&name, SlotKind::Temporary, true).await {
             Ok(()) => Some(name),
-            // 53400: all slots are taken; 55000: max_replication_slots is 0.
-            Err(error) if matches!(error.sqlstate(), Some("53400" | "55000")) => {
+            Err(error @ ReplicationError::NoSlotFree { .. }) => {
                 tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "no replication slot is free: the backup's WAL is not held on the server; raise max_replication_slots"
+                    hint = error.hint(),
+                    "no replication slot is free: the backup's WAL is not held on the server"
                 );
                 None
             }

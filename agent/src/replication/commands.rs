@@ -7,7 +7,7 @@ use bytes::Bytes;
 use pgark_postgres::{Lsn, SystemIdentifier, TimelineId, is_known_major_version};
 
 use super::connection::{ReplicationConnection, Row};
-use super::error::ReplicationError;
+use super::error::{ReplicationError, sqlstate};
 use super::literal;
 
 /// The answer to `IDENTIFY_SYSTEM`.
@@ -117,7 +117,24 @@ impl ReplicationConnection {
             command.push_str(" RESERVE_WAL");
         }
         // The row's position is 0/0 for a physical slot even when it reserves WAL, so nothing of it is returned.
-        self.query_one(&command).await.map(drop)
+        match self.query_one(&command).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.explain_missing_slot(error).await),
+        }
+    }
+
+    /// Says that no slot is free where that is why none was made: all are taken, or there are none.
+    async fn explain_missing_slot(&mut self, error: ReplicationError) -> ReplicationError {
+        match error {
+            ReplicationError::Server { server }
+                if [sqlstate::LIMIT_EXCEEDED, sqlstate::NOT_IN_PREREQUISITE_STATE]
+                    .contains(&server.sqlstate.as_str()) =>
+            {
+                let limit = self.show("max_replication_slots").await.ok().and_then(|limit| limit.parse().ok());
+                ReplicationError::NoSlotFree { limit: limit.unwrap_or_default(), server }
+            }
+            other => other,
+        }
     }
 
     /// Drops a slot that nobody uses.

@@ -12,9 +12,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::authentication::Login;
 use super::damaged_files::DamagedFiles;
-use super::error::{ReplicationError, ServerError, sqlstate};
+use super::dial::dial;
+use super::error::{ReplicationError, ServerError};
 use super::message::{BackendMessage, Phase, Taken, take_message};
-use super::options::{ConnectionOptions, Host, SslMode};
+#[cfg(test)]
+use super::options::Endpoint;
+use super::options::{ConnectionOptions, Host, Purpose, TargetSession};
 use super::transport::Transport;
 
 /// One read buffer, handed out in slices and used again as soon as all of them are dropped. Larger than what a socket
@@ -45,6 +48,7 @@ const WARNING: &str = "WARNING";
 #[derive(Debug)]
 pub struct ReplicationConnection {
     transport: Transport,
+    host: Host,
     input: BytesMut,
     output: BytesMut,
     phase: Phase,
@@ -62,62 +66,18 @@ pub struct ReplicationConnection {
 pub(crate) type Row = Vec<Option<Bytes>>;
 
 impl ReplicationConnection {
-    /// Connects to the first host that answers and logs in.
+    /// Connects to the first host that answers and is wanted, and logs in.
     ///
-    /// The next host is tried when one cannot be reached or is not ready; a refused login is final.
+    /// The next host is tried when one cannot be reached, is not ready or is another kind of server than
+    /// `target_session_attrs` asks for; a refused login is final.
     pub async fn connect(options: &ConnectionOptions) -> Result<Self, ReplicationError> {
-        let mut last_error = None;
-        for host in &options.hosts {
-            match Self::connect_to(host, options).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) if error.is_retryable() => {
-                    tracing::debug!(host = %host, %error, "host does not answer");
-                    last_error = Some(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last_error.unwrap_or_else(|| ReplicationError::Connect {
-            endpoint: "any host".to_owned(),
-            source: io::Error::new(io::ErrorKind::InvalidInput, "no host is configured"),
-        }))
+        dial(options, Purpose::Replication).await
     }
 
-    async fn connect_to(host: &Host, options: &ConnectionOptions) -> Result<Self, ReplicationError> {
-        if host.is_tcp() && options.ssl_mode > SslMode::Prefer {
-            return Err(ReplicationError::TlsUnavailable { mode: options.ssl_mode.as_str() });
-        }
-        match Self::connect_with(host, options, true).await {
-            // PostgreSQL 13 does not know the setting.
-            Err(error) if error.sqlstate() == Some(sqlstate::UNDEFINED_OBJECT) => {
-                Self::connect_with(host, options, false).await
-            }
-            result => result,
-        }
-    }
-
-    async fn connect_with(
-        host: &Host,
-        options: &ConnectionOptions,
-        session_settings: bool,
-    ) -> Result<Self, ReplicationError> {
-        let attempt = async {
-            let transport = Transport::connect(host, &options.keepalive).await?;
-            let mut connection = Self::new(transport);
-            connection.log_in(host, options, session_settings).await?;
-            Ok(connection)
-        };
-        match options.connect_timeout {
-            None => attempt.await,
-            Some(limit) => tokio::time::timeout(limit, attempt).await.unwrap_or_else(|_| {
-                Err(ReplicationError::ConnectTimeout { endpoint: host.to_string(), seconds: limit.as_secs() })
-            }),
-        }
-    }
-
-    fn new(transport: Transport) -> Self {
+    pub(crate) fn new(transport: Transport, host: Host) -> Self {
         Self {
             transport,
+            host,
             input: BytesMut::new(),
             output: BytesMut::new(),
             phase: Phase::Login,
@@ -133,34 +93,19 @@ impl ReplicationConnection {
     /// A session of PostgreSQL 15 on a stream that needs no login.
     #[cfg(test)]
     pub(crate) fn logged_in(transport: Transport) -> Self {
-        Self { phase: Phase::Session, busy: false, version: Some(150_000), ..Self::new(transport) }
+        let host = Host { endpoint: Endpoint::SocketDirectory("/".into()), port: 5432 };
+        Self { phase: Phase::Session, busy: false, version: Some(150_000), ..Self::new(transport, host) }
     }
 
-    async fn log_in(
+    pub(crate) async fn log_in(
         &mut self,
-        host: &Host,
         options: &ConnectionOptions,
+        purpose: Purpose,
         session_settings: bool,
     ) -> Result<(), ReplicationError> {
-        let settings = [session_settings.then_some(SESSION_SETTINGS), options.options.as_deref()];
-        let settings = settings.into_iter().flatten().collect::<Vec<_>>().join(" ");
-        let mut parameters = vec![
-            ("user", options.user.as_str()),
-            ("replication", "true"),
-            ("application_name", options.application_name.as_str()),
-        ];
-        if !settings.is_empty() {
-            parameters.push(("options", settings.as_str()));
-        }
-        frontend::startup_message(parameters, &mut self.output).map_err(|_| {
-            ReplicationError::AuthenticationRefused {
-                user: options.user.clone(),
-                reason: "user, application_name or options contain a zero byte".to_owned(),
-            }
-        })?;
-
-        let password = options.replication_password(host);
-        let mut login = Login::new(&options.user, password, self.transport.is_readable_by_others());
+        self.start_up(options, purpose, session_settings)?;
+        let protection = self.transport.protection();
+        let mut login = Login::new(options, options.password_for(&self.host, purpose), protection.clone());
         loop {
             match self.receive("during the login").await? {
                 BackendMessage::Authentication(request) => {
@@ -169,7 +114,7 @@ impl ReplicationConnection {
                     }
                 }
                 BackendMessage::ErrorResponse(server) => {
-                    return Err(ReplicationError::from_login(server, &options.user, &host.to_string()));
+                    return Err(ReplicationError::from_login(server, options, purpose, &self.host, &protection));
                 }
                 BackendMessage::NegotiateProtocolVersion if self.phase == Phase::Login => {}
                 BackendMessage::BackendKeyData { process_id } if self.phase == Phase::Session => {
@@ -182,6 +127,58 @@ impl ReplicationConnection {
                 other => return Err(unexpected(&other, "during the login")),
             }
         }
+    }
+
+    fn start_up(
+        &mut self,
+        options: &ConnectionOptions,
+        purpose: Purpose,
+        session_settings: bool,
+    ) -> Result<(), ReplicationError> {
+        let settings = [session_settings.then_some(SESSION_SETTINGS), options.options.as_deref()];
+        let settings = settings.into_iter().flatten().collect::<Vec<_>>().join(" ");
+        let mut parameters =
+            vec![("user", options.user.as_str()), ("application_name", options.application_name.as_str())];
+        match purpose {
+            Purpose::Replication => parameters.push(("replication", "true")),
+            Purpose::Sql => parameters.extend([("database", options.database.as_str()), ("client_encoding", "UTF8")]),
+        }
+        if !settings.is_empty() {
+            parameters.push(("options", settings.as_str()));
+        }
+        frontend::startup_message(parameters, &mut self.output).map_err(|_| ReplicationError::AuthenticationRefused {
+            user: options.user.clone(),
+            reason: "user, dbname, application_name or options contain a zero byte".to_owned(),
+        })
+    }
+
+    /// Tells whether the server is of the kind that is asked for.
+    pub(crate) async fn is_wanted(&mut self, target: TargetSession) -> Result<bool, ReplicationError> {
+        if target == TargetSession::Any {
+            return Ok(true);
+        }
+        let reported = |name| self.parameter(name).map(|value| value == b"on");
+        let state = match (reported("in_hot_standby"), reported("default_transaction_read_only")) {
+            (Some(in_recovery), Some(read_only)) => (in_recovery, read_only),
+            // 13 reports neither. Recovery makes transactions read-only, whatever the setting is.
+            _ => {
+                let read_only = self.show("transaction_read_only").await? == "on";
+                let by_setting = self.show("default_transaction_read_only").await? == "on";
+                (read_only && !by_setting, read_only)
+            }
+        };
+        Ok(target.accepts(state.0, state.1))
+    }
+
+    /// Where this connection leads, with the address that was chosen: [`ConnectionOptions::only`] takes further ones
+    /// there too.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The stream under a session that is between two commands, and what has been read from it already.
+    pub(crate) fn into_parts(self) -> (Transport, BytesMut) {
+        (self.transport, self.input)
     }
 
     /// The server process that serves this connection, as `pg_stat_replication` names it.
@@ -353,6 +350,10 @@ impl ReplicationConnection {
                 None => ReplicationError::ConnectionClosed { during },
             }),
             Ok(_) => Ok(()),
+            // Under TLS: the server process is gone without a goodbye.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(ReplicationError::ConnectionClosed { during })
+            }
             Err(source) => Err(ReplicationError::ConnectionLost { during, source }),
         }
     }

@@ -3,6 +3,9 @@
 //! Every error that the server reports is kept whole with its SQLSTATE. [`ReplicationError::hint`] answers "what mends
 //! it?" and [`ReplicationError::is_retryable`] answers "may trying again help?".
 
+mod hint;
+mod refusal;
+
 use std::fmt;
 use std::io;
 
@@ -11,6 +14,7 @@ use thiserror::Error;
 
 use super::base_backup::BackupEnd;
 use super::literal::LiteralError;
+use super::tls::{TlsError, TlsSettingsError};
 
 /// SQLSTATE codes that this client acts on.
 pub(crate) mod sqlstate {
@@ -19,6 +23,8 @@ pub(crate) mod sqlstate {
     pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
     pub(crate) const UNDEFINED_OBJECT: &str = "42704";
     pub(crate) const TOO_MANY_CONNECTIONS: &str = "53300";
+    pub(crate) const LIMIT_EXCEEDED: &str = "53400";
+    pub(crate) const NOT_IN_PREREQUISITE_STATE: &str = "55000";
     pub(crate) const QUERY_CANCELED: &str = "57014";
     pub(crate) const ADMIN_SHUTDOWN: &str = "57P01";
     pub(crate) const CRASH_SHUTDOWN: &str = "57P02";
@@ -96,11 +102,46 @@ pub enum ReplicationError {
         server: Box<ServerError>,
     },
 
-    /// The encryption that the connection string asks for is not there yet.
-    #[error("sslmode={mode} asks for TLS, which replication connections do not speak yet")]
-    TlsUnavailable {
+    /// The address answers, and is another kind of server than is wanted.
+    #[error("{endpoint} is not what target_session_attrs={target} asks for")]
+    WrongTarget {
+        /// Host and port, or the path of the socket.
+        endpoint: String,
+        /// What was asked for.
+        target: &'static str,
+    },
+
+    /// Somebody else listens at the socket.
+    #[error("the server at {endpoint} runs as {owner}, not as {wanted} (requirepeer)")]
+    WrongPeer {
+        /// The path of the socket.
+        endpoint: String,
+        /// As whom it runs.
+        owner: String,
+        /// As whom it should.
+        wanted: String,
+    },
+
+    /// The files for TLS cannot be used.
+    #[error(transparent)]
+    TlsSettings(#[from] TlsSettingsError),
+
+    /// The server has no TLS.
+    #[error("{endpoint} does not offer TLS, which sslmode={mode} demands")]
+    TlsNotOffered {
+        /// Host and port.
+        endpoint: String,
         /// The mode as it was configured.
         mode: &'static str,
+    },
+
+    /// TLS with the server did not come about, or it is not the right server.
+    #[error("cannot use TLS with {endpoint}")]
+    Tls {
+        /// Host and port.
+        endpoint: String,
+        /// Why.
+        source: TlsError,
     },
 
     /// The server does not accept this user with this password.
@@ -122,6 +163,27 @@ pub enum ReplicationError {
         method: String,
     },
 
+    /// The server asks for a kind of login that the connection string forbids.
+    #[error("the server lets {user:?} log in {how}, which {keyword} forbids")]
+    LoginForbidden {
+        /// The user of the connection string.
+        user: String,
+        /// How.
+        how: &'static str,
+        /// What forbids it.
+        keyword: &'static str,
+    },
+
+    /// The server wants to see a certificate of the client's.
+    #[error("the server wants a client certificate of {user:?}")]
+    ClientCertificateMissing {
+        /// The user of the connection string.
+        user: String,
+        /// The server's words.
+        #[source]
+        server: Box<ServerError>,
+    },
+
     /// This side refused to go on with the login: whoever answers is not the server that it should be.
     #[error("cannot log in as {user:?}: {reason}")]
     AuthenticationRefused {
@@ -138,11 +200,13 @@ pub enum ReplicationError {
         user: String,
     },
 
-    /// No line of `pg_hba.conf` lets this user open a replication connection.
-    #[error("pg_hba.conf does not allow a replication connection of {user:?}")]
+    /// No line of `pg_hba.conf` lets this user in from here.
+    #[error("pg_hba.conf does not allow this connection of {user:?}")]
     NotInPgHba {
         /// The user of the connection string.
         user: String,
+        /// The line that would.
+        line: String,
         /// The server's words.
         #[source]
         server: Box<ServerError>,
@@ -158,9 +222,29 @@ pub enum ReplicationError {
         server: Box<ServerError>,
     },
 
-    /// All WAL sender slots, or all connections, are taken.
-    #[error("the server has no replication connection left")]
+    /// As many replication connections as the server allows are open.
+    #[error("max_wal_senders of the server is used up")]
     TooManySenders {
+        /// How many it allows: none at all with `wal_level=minimal`.
+        limit: u32,
+        /// The server's words.
+        #[source]
+        server: Box<ServerError>,
+    },
+
+    /// All connections of the server, the database or the role are taken.
+    #[error("the server has no connection left")]
+    TooManyConnections {
+        /// The server's words.
+        #[source]
+        server: Box<ServerError>,
+    },
+
+    /// All replication slots are taken.
+    #[error("max_replication_slots of the server is used up")]
+    NoSlotFree {
+        /// How many it allows.
+        limit: u32,
         /// The server's words.
         #[source]
         server: Box<ServerError>,
@@ -242,26 +326,6 @@ impl ReplicationError {
         Self::Server { server: Box::new(server) }
     }
 
-    /// Gives an error of the start-up phase its name.
-    pub(crate) fn from_login(server: ServerError, user: &str, endpoint: &str) -> Self {
-        let user = user.to_owned();
-        match server.sqlstate.as_str() {
-            // One code for "no line matches" and for "unknown role" or "peer failed"; only the function differs.
-            sqlstate::INVALID_AUTHORIZATION if server.routine == "ClientAuthentication" => {
-                Self::NotInPgHba { user, server: Box::new(server) }
-            }
-            sqlstate::INVALID_AUTHORIZATION | sqlstate::INVALID_PASSWORD => {
-                Self::AuthenticationFailed { user, server: Box::new(server) }
-            }
-            sqlstate::INSUFFICIENT_PRIVILEGE => Self::MissingReplicationPrivilege { user, server: Box::new(server) },
-            sqlstate::TOO_MANY_CONNECTIONS => Self::TooManySenders { server: Box::new(server) },
-            sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN | sqlstate::CANNOT_CONNECT_NOW => {
-                Self::NotReady { endpoint: endpoint.to_owned(), server: Box::new(server) }
-            }
-            _ => Self::server(server),
-        }
-    }
-
     /// The server's own error, where there is one.
     pub fn server_error(&self) -> Option<&ServerError> {
         match self {
@@ -269,7 +333,10 @@ impl ReplicationError {
             | Self::AuthenticationFailed { server, .. }
             | Self::NotInPgHba { server, .. }
             | Self::MissingReplicationPrivilege { server, .. }
-            | Self::TooManySenders { server }
+            | Self::ClientCertificateMissing { server, .. }
+            | Self::TooManySenders { server, .. }
+            | Self::TooManyConnections { server }
+            | Self::NoSlotFree { server, .. }
             | Self::Server { server }
             | Self::PagesDamaged { server, .. } => Some(server),
             _ => None,
@@ -302,10 +369,14 @@ impl ReplicationError {
             Self::Connect { .. }
             | Self::ConnectTimeout { .. }
             | Self::NotReady { .. }
-            | Self::TooManySenders { .. }
+            | Self::WrongTarget { .. }
+            | Self::TooManyConnections { .. }
             | Self::ConnectionClosed { .. }
             | Self::ConnectionLost { .. }
             | Self::Unusable => true,
+            // With none at all it needs another configuration.
+            Self::TooManySenders { limit, .. } => *limit > 0,
+            Self::Tls { source, .. } => source.is_retryable(),
             // Class 57 is an operator's or the server's intervention, class 53 a lack of resources.
             Self::Server { server } => {
                 server.is_fatal() || server.sqlstate.starts_with("57") || server.sqlstate.starts_with("53")
@@ -314,59 +385,14 @@ impl ReplicationError {
         }
     }
 
-    /// One sentence or statement that mends it, where there is one.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                "run pgark as a user who may open the socket, or connect over TCP with host=127.0.0.1".to_owned()
-            }
-            Self::Connect { .. } | Self::ConnectTimeout { .. } => {
-                "check that the server runs and that host and port of the connection string are its own".to_owned()
-            }
-            Self::NotReady { .. } => "wait until the server has started, then try again".to_owned(),
-            Self::TlsUnavailable { .. } => "connect over a unix socket, or set sslmode=prefer".to_owned(),
-            Self::AuthenticationFailed { user, server } if server.sqlstate == sqlstate::INVALID_PASSWORD => format!(
-                "check the password of {user} in ~/.pgpass (database field \"replication\" or \"*\") or PGPASSWORD"
-            ),
-            Self::AuthenticationFailed { user, .. } => format!(
-                "create the role with CREATE ROLE {} LOGIN REPLICATION; or check the method and map in pg_hba.conf",
-                identifier(user)
-            ),
-            Self::LoginMethod { user, .. } => {
-                format!("use scram-sha-256 for {user} in pg_hba.conf, or connect over a unix socket")
-            }
-            Self::AuthenticationRefused { .. } => {
-                "check that host and port of the connection string lead to the right server".to_owned()
-            }
-            Self::PasswordMissing { user } => format!(
-                "put a line for {user} with database field \"replication\" into ~/.pgpass (mode 0600), or set PGPASSWORD"
-            ),
-            Self::NotInPgHba { user, .. } => format!(
-                "add a line such as \"host replication {user} samenet scram-sha-256\" (or \"local replication {user} peer\") to \
-                 pg_hba.conf and run SELECT pg_reload_conf(); \"all\" does not cover replication"
-            ),
-            Self::MissingReplicationPrivilege { user, .. } => format!("ALTER ROLE {} REPLICATION;", identifier(user)),
-            Self::TooManySenders { .. } => {
-                "raise max_wal_senders (pgark needs two) or end an unused replication connection".to_owned()
-            }
-            Self::UnknownVersion { major } if *major > *KNOWN_MAJOR_VERSIONS.end() => {
-                format!("install a pgark that knows PostgreSQL {major}")
-            }
-            Self::UnknownVersion { .. } => "upgrade the server".to_owned(),
-            Self::PagesDamaged { .. } => {
-                "keep older backups, find the damaged relations with pg_amcheck and the server's log".to_owned()
-            }
-            Self::ConnectionClosed { .. } | Self::ConnectionLost { .. } => {
-                "look for the reason in the server's log, then try again".to_owned()
-            }
-            Self::Server { server } if !server.hint.is_empty() => server.hint.clone(),
-            _ => return None,
-        };
-        Some(hint)
+    /// Tells whether the same login may succeed with TLS where this one was without, or the other way round.
+    pub(crate) fn may_depend_on_tls(&self) -> bool {
+        matches!(
+            self,
+            Self::NotInPgHba { .. }
+                | Self::AuthenticationFailed { .. }
+                | Self::ClientCertificateMissing { .. }
+                | Self::Tls { .. }
+        )
     }
-}
-
-/// Quotes a role name for a statement that a person can paste.
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

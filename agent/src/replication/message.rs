@@ -53,7 +53,7 @@ pub(crate) enum BackendMessage {
 }
 
 /// What the server asks for, or answers, during the login.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Authentication {
     Ok,
     CleartextPassword,

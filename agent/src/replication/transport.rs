@@ -1,8 +1,11 @@
-//! The byte stream under a session: TCP or a unix socket.
+//! The byte stream under a session: TCP, TLS over it, or a unix socket.
 //!
-//! TLS will be a third kind here; nothing above looks at which one it is, except to refuse a password in clear text.
+//! Nothing above looks at which one it is, except the login: who may hear a password, and what ties it to this
+//! connection.
 
 use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -10,42 +13,46 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::error::ReplicationError;
-use super::options::{Endpoint, Host, Keepalive};
+use super::options::Keepalive;
+use super::tls::EncryptedStream;
 
 /// An open connection to a server.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Tcp(TcpStream),
+    Tls(Box<EncryptedStream>),
     Unix(UnixStream),
 }
 
+/// What protects a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Protection {
+    /// It does not leave the machine.
+    Local,
+    /// Others could read and change what is sent.
+    None,
+    /// TLS, with what ties a login to it, if there is such a thing.
+    Tls { end_point: Option<Vec<u8>> },
+}
+
 impl Transport {
-    /// Opens the connection; the time limit is the caller's.
-    pub(crate) async fn connect(host: &Host, keepalive: &Keepalive) -> Result<Self, ReplicationError> {
-        Self::open(host, keepalive)
-            .await
-            .map_err(|source| ReplicationError::Connect { endpoint: host.to_string(), source })
+    pub(crate) async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+        UnixStream::connect(path).await
     }
 
-    async fn open(host: &Host, keepalive: &Keepalive) -> io::Result<Self> {
-        match &host.endpoint {
-            Endpoint::SocketDirectory(_) => Ok(Self::Unix(UnixStream::connect(host.socket_path()).await?)),
-            Endpoint::Name { name, address } => {
-                let stream = match address {
-                    Some(address) => TcpStream::connect((*address, host.port)).await?,
-                    None => TcpStream::connect((name.as_str(), host.port)).await?,
-                };
-                stream.set_nodelay(true)?;
-                set_keepalive(&stream, keepalive)?;
-                Ok(Self::Tcp(stream))
-            }
+    pub(crate) async fn connect_tcp(address: SocketAddr, keepalive: &Keepalive) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        set_keepalive(&stream, keepalive)?;
+        Ok(stream)
+    }
+
+    pub(crate) fn protection(&self) -> Protection {
+        match self {
+            Self::Tcp(_) => Protection::None,
+            Self::Tls(encrypted) => Protection::Tls { end_point: encrypted.end_point.clone() },
+            Self::Unix(_) => Protection::Local,
         }
-    }
-
-    /// Tells whether others could read what is sent.
-    pub(crate) fn is_readable_by_others(&self) -> bool {
-        matches!(self, Self::Tcp(_))
     }
 }
 
@@ -72,6 +79,7 @@ impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(encrypted) => Pin::new(&mut encrypted.stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -81,6 +89,7 @@ impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(encrypted) => Pin::new(&mut encrypted.stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -88,6 +97,7 @@ impl AsyncWrite for Transport {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(encrypted) => Pin::new(&mut encrypted.stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -95,6 +105,7 @@ impl AsyncWrite for Transport {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(encrypted) => Pin::new(&mut encrypted.stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

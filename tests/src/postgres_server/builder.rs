@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::PostgresServer;
 use super::installation::Installation;
 use super::template::{ClusterOptions, create_cluster};
+use crate::certificates::{Certificate, CertificateAuthority};
 use crate::tcp_port::free_tcp_port;
 use crate::temp_dir::TempDir;
 use crate::test_user::TestUser;
@@ -79,6 +80,15 @@ impl PostgresServerBuilder {
     pub fn tcp(mut self) -> Self {
         self.tcp = true;
         self
+    }
+
+    /// Also speaks TLS there, with this certificate, and asks clients for one of the authority.
+    pub fn tls(self, certificate: &Certificate, authority: &CertificateAuthority<'_>) -> Self {
+        self.tcp()
+            .setting("ssl", "on")
+            .setting("ssl_cert_file", &certificate.certificate.display().to_string())
+            .setting("ssl_key_file", &certificate.key.display().to_string())
+            .setting("ssl_ca_file", &authority.root().display().to_string())
     }
 
     /// A line of `postgresql.conf`; later ones win. For a restored directory it goes on the command line.
