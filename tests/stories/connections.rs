@@ -30,7 +30,11 @@ impl Story {
         Self { server, dir }
     }
 
-    fn program(&self, connection: &str) -> Program {
+    fn backup(&self, connection: &str) -> Program {
+        self.agent(connection).args(["--quiet", "backup"])
+    }
+
+    fn agent(&self, connection: &str) -> Program {
         let repository = local_repository(&self.dir, "local", "repository");
         let state = self.dir.create_dir("state");
         let config = self.dir.write(
@@ -40,7 +44,7 @@ impl Story {
                 state.display()
             ),
         );
-        Program::agent().config(&config).as_test_user().args(["--quiet", "backup"])
+        Program::agent().config(&config).as_test_user()
     }
 
     /// Over TCP as `user`, checked in full.
@@ -54,7 +58,7 @@ impl Story {
 
     /// The agent must fail with these words, in few lines, and without the password.
     fn refused(&self, connection: &str, code: i32, words: &[&str]) -> Outcome {
-        let outcome = self.program(connection).fail_with(code);
+        let outcome = self.backup(connection).fail_with(code);
         for word in words {
             assert!(outcome.stderr.contains(word), "{connection}: no {word:?} in {}", outcome.stderr);
         }
@@ -80,7 +84,7 @@ fn a23_what_the_server_lacks_is_said_with_the_statement_that_mends_it() {
     let statement = "ALTER ROLE \"powerless\" REPLICATION;";
     story.refused(&powerless, 1, &["role \"powerless\" may not open replication connections", statement]);
     story.server.psql(statement);
-    story.program(&powerless).succeed();
+    story.backup(&powerless).succeed();
 
     let stranger = story.over_tls("stranger", "");
     let line = "hostssl replication stranger 127.0.0.1/32 scram-sha-256";
@@ -95,7 +99,7 @@ fn a23_what_the_server_lacks_is_said_with_the_statement_that_mends_it() {
     story.server.restart();
 
     story.restart_with(&[("max_replication_slots", "0")]);
-    let said = story.program(&keeper).succeed().stderr;
+    let said = story.agent(&keeper).arg("backup").succeed().stderr;
     let statement = "ALTER SYSTEM SET max_replication_slots = '5';";
     assert!(said.contains("no replication slot is free") && said.contains(statement), "{said}");
     story.server.psql(statement);
@@ -106,7 +110,7 @@ fn a23_what_the_server_lacks_is_said_with_the_statement_that_mends_it() {
     story.refused(&keeper, 1, &[statements, "restart the server"]);
     story.server.psql(statements);
     story.server.restart();
-    assert_eq!(story.program(&keeper).succeed().stderr, "");
+    assert_eq!(story.backup(&keeper).succeed().stderr, "");
 }
 
 #[test]
