@@ -1,7 +1,10 @@
 //! What a user sees when the agent cannot connect: one sentence, and the statement or line that mends it, which then
 //! does.
 
-use harness::{CertificateAuthority, Outcome, PostgresServer, Program, TempDir, local_repository};
+use std::fs;
+use std::time::Duration;
+
+use harness::{CertificateAuthority, Outcome, PostgresServer, Program, TempDir, local_repository, wait_until};
 
 struct Story {
     server: PostgresServer,
@@ -19,11 +22,14 @@ impl Story {
             .hba("hostssl postgres,replication keeper 127.0.0.1/32 scram-sha-256")
             .hba("hostssl postgres,replication powerless 127.0.0.1/32 scram-sha-256")
             .hba("host replication stranger 127.0.0.1/32 reject")
+            .hba("hostssl replication halfway 127.0.0.1/32 scram-sha-256")
+            .hba("host postgres halfway 127.0.0.1/32 reject")
             .start();
         server.psql(
             "SET password_encryption = 'scram-sha-256';
              CREATE ROLE keeper LOGIN REPLICATION PASSWORD 's3cret';
-             CREATE ROLE stranger LOGIN REPLICATION;
+             CREATE ROLE stranger LOGIN REPLICATION PASSWORD 's3cret';
+             CREATE ROLE halfway LOGIN REPLICATION PASSWORD 's3cret';
              CREATE ROLE powerless LOGIN PASSWORD 's3cret';
              GRANT pg_read_all_settings TO keeper, powerless",
         );
@@ -86,15 +92,28 @@ fn a23_what_the_server_lacks_is_said_with_the_statement_that_mends_it() {
     story.server.psql(statement);
     story.backup(&powerless).succeed();
 
-    let stranger = story.over_tls("stranger", "");
+    let stranger = story.over_tls("stranger", "password=s3cret");
     let line = "hostssl replication stranger 127.0.0.1/32 scram-sha-256";
     story.refused(&stranger, 1, &["pg_hba.conf does not allow this connection of \"stranger\"", line]);
     let plain = format!("host=127.0.0.1 port={} user=stranger sslmode=disable", story.server.port());
     story.refused(&plain, 1, &["\"host replication stranger 127.0.0.1/32 scram-sha-256\"", "hostssl"]);
+    let hba = story.server.data_dir().join("pg_hba.conf");
+    fs::write(&hba, format!("{line}\n{}", fs::read_to_string(&hba).unwrap())).unwrap();
+    story.server.psql("SELECT pg_reload_conf();");
+    let limit = Duration::from_secs(30);
+    wait_until("the new line", limit, || (story.backup(&stranger).run().code == Some(0)).then_some(()));
+
+    let halfway = story.over_tls("halfway", "password=s3cret");
+    let line = "hostssl postgres halfway 127.0.0.1/32 scram-sha-256";
+    story.refused(&halfway, 1, &["cannot open an ordinary connection to database \"postgres\"", line]);
 
     story.restart_with(&[("max_wal_senders", "1")]);
     let statement = "ALTER SYSTEM SET max_wal_senders = '6';";
-    story.refused(&keeper, 1, &["max_wal_senders of the server is used up", statement, "restart the server"]);
+    story.refused(
+        &keeper,
+        1,
+        &["no replication connection left (max_wal_senders = 1)", statement, "restart the server"],
+    );
     story.server.psql(statement);
     story.server.restart();
 
@@ -107,7 +126,7 @@ fn a23_what_the_server_lacks_is_said_with_the_statement_that_mends_it() {
 
     story.restart_with(&[("wal_level", "minimal"), ("max_wal_senders", "0")]);
     let statements = "ALTER SYSTEM SET wal_level = 'replica'; ALTER SYSTEM SET max_wal_senders = '10';";
-    story.refused(&keeper, 1, &[statements, "restart the server"]);
+    story.refused(&keeper, 1, &["allows no replication connection", statements, "restart the server"]);
     story.server.psql(statements);
     story.server.restart();
     assert_eq!(story.backup(&keeper).succeed().stderr, "");
@@ -130,6 +149,15 @@ fn a54_who_is_not_who_it_should_be_is_said_so() {
     let nowhere = format!("host=127.0.0.1 port={} user=keeper sslmode=verify-ca", story.server.port());
     story.refused(&nowhere, 2, &["sslmode=verify-ca needs root certificates", "sslrootcert=system"]);
     story.refused(&format!("{good} sslpassword=x"), 2, &["sslpassword is not supported", "unencrypted"]);
+    // The machine's own authorities: here, as the variable of OpenSSL says, the one that the server has.
+    let system = format!("{good} sslrootcert=system");
+    let refused = story.backup(&system).env("SSL_CERT_FILE", &other).fail_with(1).stderr;
+    assert!(refused.contains("not from an authority in the machine's own list"), "{refused}");
+    story.backup(&system).env("SSL_CERT_FILE", story.dir.join("root.crt")).succeed();
+    let variables = format!("host=db.test user=keeper port={}", story.server.port());
+    let by_variables = story.backup(&variables).env("PGHOSTADDR", "127.0.0.1").env("PGPASSWORD", "s3cret");
+    let by_variables = by_variables.env("PGSSLMODE", "verify-full").env("PGCHANNELBINDING", "require");
+    by_variables.env("PGSSLROOTCERT", story.dir.join("root.crt")).succeed();
 
     let expired = story.dir.join("expired");
     story.server.alter_system("ssl_key_file", &expired.with_extension("key").display().to_string());

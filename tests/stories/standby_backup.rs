@@ -7,8 +7,25 @@ use serde_json::Value;
 
 /// The agent, connected to the standby.
 fn agent_of(cluster: &ProtectedCluster, standby: &PostgresServer) -> Program {
+    agent_at(cluster, &standby.connection_string())
+}
+
+/// The agent, which may choose between the two and must take the standby for each of its connections.
+fn agent_of_either(cluster: &ProtectedCluster, standby: &PostgresServer) -> Program {
+    let primary = cluster.server();
+    let connection = format!(
+        "host={},{} port={},{} user=postgres target_session_attrs=standby",
+        primary.socket_dir().display(),
+        standby.socket_dir().display(),
+        primary.port(),
+        standby.port()
+    );
+    agent_at(cluster, &connection)
+}
+
+fn agent_at(cluster: &ProtectedCluster, connection: &str) -> Program {
     let config = std::fs::read_to_string(cluster.config()).unwrap();
-    let config = config.replace(&cluster.server().connection_string(), &standby.connection_string());
+    let config = config.replace(&cluster.server().connection_string(), connection);
     let config = cluster.dir().write("standby.toml", config);
     Program::agent().config(&config).as_test_user()
 }
@@ -21,7 +38,7 @@ fn from_a_busy_primarys_standby(major: u32) {
     let standby = primary.start_standby();
     let load = primary.start_pgbench(2);
     // The end of the backup lies in the segment that is being written; a busy primary goes on to the next one.
-    let backup = agent_of(&cluster, &standby).args(["--quiet", "backup", "--json"]).start();
+    let backup = agent_of_either(&cluster, &standby).args(["--quiet", "backup", "--json"]).start();
     std::thread::sleep(Duration::from_secs(3));
     primary.psql("SELECT pg_switch_wal()");
     let outcome = backup.wait();

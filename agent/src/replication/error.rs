@@ -223,7 +223,7 @@ pub enum ReplicationError {
     },
 
     /// As many replication connections as the server allows are open.
-    #[error("max_wal_senders of the server is used up")]
+    #[error("{}", tell_senders(*.limit))]
     TooManySenders {
         /// How many it allows: none at all with `wal_level=minimal`.
         limit: u32,
@@ -241,7 +241,7 @@ pub enum ReplicationError {
     },
 
     /// All replication slots are taken.
-    #[error("max_replication_slots of the server is used up")]
+    #[error("the server has no replication slot left (max_replication_slots = {limit})")]
     NoSlotFree {
         /// How many it allows.
         limit: u32,
@@ -315,6 +315,15 @@ pub enum ReplicationError {
     /// An earlier command was left in the middle, so this connection cannot be used again.
     #[error("the replication connection was left in the middle of a command")]
     Unusable,
+}
+
+fn tell_senders(limit: u32) -> String {
+    match limit {
+        0 => {
+            "the server allows no replication connection (max_wal_senders = 0, as with wal_level = minimal)".to_owned()
+        }
+        _ => format!("the server has no replication connection left (max_wal_senders = {limit})"),
+    }
 }
 
 impl ReplicationError {

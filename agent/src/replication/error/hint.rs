@@ -98,7 +98,7 @@ impl ReplicationError {
 }
 
 fn hba_hint(line: &str) -> String {
-    let mut hint = format!("add the line \"{line}\" to pg_hba.conf and run SELECT pg_reload_conf();");
+    let mut hint = format!("add the line \"{line}\" at the top of pg_hba.conf and run SELECT pg_reload_conf();");
     if line.contains(" replication ") {
         hint.push_str(" \"all\" does not cover replication");
     }

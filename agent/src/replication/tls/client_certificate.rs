@@ -54,15 +54,11 @@ impl ResolvesClientCert for ClientCertificate {
 }
 
 fn read_pair(options: &TlsOptions) -> Result<Option<CertifiedKey>, TlsSettingsError> {
-    let file = options.certificate.as_ref();
-    let (Some(file), Some(content)) = (file, read_if_there(CERTIFICATE, file)?) else { return Ok(None) };
-    let chain = parse_pem(CERTIFICATE, &file.path, &content)?;
+    let Some((path, content)) = read_if_there(CERTIFICATE, options.certificate.as_ref())? else { return Ok(None) };
+    let chain = parse_pem(CERTIFICATE, &path, &content)?;
     let key_file = options.key.as_ref().filter(|key| key.named || key.path.exists());
     let Some(FilePath { path, .. }) = key_file else {
-        return Err(TlsSettingsError::NoKey {
-            path: file.path.clone(),
-            key: options.key.as_ref().map(|key| key.path.clone()),
-        });
+        return Err(TlsSettingsError::NoKey { path, key: options.key.as_ref().map(|key| key.path.clone()) });
     };
     let content = read_key(path)?;
     let key = PrivateKeyDer::from_pem_slice(&content).map_err(|_| {

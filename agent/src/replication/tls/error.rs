@@ -11,10 +11,10 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum TlsSettingsError {
     /// Nobody says which authorities vouch for the server.
-    #[error("sslmode={mode} needs root certificates, and there is no {}", path.display())]
+    #[error("{wish} needs root certificates, and there is no {}", path.display())]
     NoRoots {
-        /// The mode as it was configured.
-        mode: &'static str,
+        /// What they are needed for.
+        wish: String,
         /// Where they are looked for.
         path: PathBuf,
     },

@@ -37,45 +37,49 @@ impl Roots {
 }
 
 pub(super) fn read_roots(options: &TlsOptions) -> Result<Roots, TlsSettingsError> {
-    let file = match &options.roots {
-        RootCertificates::System => return system_roots(),
-        RootCertificates::File(file) => file.as_ref(),
+    let (certificates, path) = match &options.roots {
+        RootCertificates::System => (system_roots()?, None),
+        RootCertificates::File(file) => match read_if_there(ROOT_CERTIFICATES, file.as_ref())? {
+            Some((path, content)) => (parse_pem(ROOT_CERTIFICATES, &path, &content)?, Some(path)),
+            None => return without_roots(options, file.as_ref()),
+        },
     };
-    let Some(content) = read_if_there(ROOT_CERTIFICATES, file)? else {
-        if options.mode < SslMode::VerifyCa {
-            return Ok(Roots::default());
-        }
-        let path = file.map_or_else(|| PathBuf::from("~/.postgresql/root.crt"), |file| file.path.clone());
-        return Err(TlsSettingsError::NoRoots { mode: options.mode.as_str(), path });
-    };
-    let path = file.map(|file| file.path.clone()).unwrap_or_default();
-    let certificates = parse_pem(ROOT_CERTIFICATES, &path, &content)?;
     let revoked = match read_if_there(REVOCATION_LIST, options.revocation_list.as_ref())? {
+        Some((path, content)) => parse_pem(REVOCATION_LIST, &path, &content)?,
         None => Vec::new(),
-        Some(content) => {
-            let path = options.revocation_list.as_ref().map(|file| file.path.clone()).unwrap_or_default();
-            parse_pem(REVOCATION_LIST, &path, &content)?
-        }
     };
-    Ok(Roots { certificates, revoked, path: Some(path) })
+    Ok(Roots { certificates, revoked, path })
 }
 
-fn system_roots() -> Result<Roots, TlsSettingsError> {
+/// Nobody is checked, if that is what is wanted.
+fn without_roots(options: &TlsOptions, file: Option<&FilePath>) -> Result<Roots, TlsSettingsError> {
+    let wish = if options.mode >= SslMode::VerifyCa {
+        format!("sslmode={}", options.mode.as_str())
+    } else if options.revocation_list.as_ref().is_some_and(|list| list.named) {
+        "sslcrl".to_owned()
+    } else {
+        return Ok(Roots::default());
+    };
+    let path = file.map_or_else(|| PathBuf::from("~/.postgresql/root.crt"), |file| file.path.clone());
+    Err(TlsSettingsError::NoRoots { wish, path })
+}
+
+fn system_roots() -> Result<Vec<CertificateDer<'static>>, TlsSettingsError> {
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {
         tracing::debug!(error = error as &dyn std::error::Error, "some root certificates of the machine are left out");
     }
-    if found.certs.is_empty() {
-        return Err(TlsSettingsError::NoSystemRoots);
-    }
-    Ok(Roots { certificates: found.certs, ..Roots::default() })
+    if found.certs.is_empty() { Err(TlsSettingsError::NoSystemRoots) } else { Ok(found.certs) }
 }
 
-/// The content of a file. One that nobody named may be missing.
-pub(super) fn read_if_there(what: &'static str, file: Option<&FilePath>) -> Result<Option<Vec<u8>>, TlsSettingsError> {
+/// The content of a file, and where that is. One that nobody named may be missing.
+pub(super) fn read_if_there(
+    what: &'static str,
+    file: Option<&FilePath>,
+) -> Result<Option<(PathBuf, Vec<u8>)>, TlsSettingsError> {
     let Some(FilePath { path, named }) = file else { return Ok(None) };
     match fs::read(path) {
-        Ok(content) => Ok(Some(content)),
+        Ok(content) => Ok(Some((path.clone(), content))),
         Err(error) if !named && is_missing(&error) => Ok(None),
         Err(source) => Err(TlsSettingsError::Read { what, path: path.clone(), source }),
     }
