@@ -61,6 +61,25 @@ impl<'a> CertificateAuthority<'a> {
         self.issue(name, params(common_name, &[]))
     }
 
+    /// For a server, by way of an authority in between, whose certificate the server sends along.
+    pub fn server_by_intermediate(&self, name: &str, names: &[&str]) -> Certificate {
+        let mut between = params("an authority in between", &[]);
+        between.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        between.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = generate_key();
+        let issued = between.signed_by(&key, &self.issuer).unwrap_or_else(|error| panic!("no authority: {error}"));
+        let intermediate = CertificateAuthority {
+            issuer: Issuer::new(between, key),
+            name: name.to_owned(),
+            root: self.root.clone(),
+            dir: self.dir,
+        };
+        let certificate = intermediate.server(name, names);
+        let own = fs::read_to_string(&certificate.certificate).unwrap_or_else(|error| panic!("no {name}: {error}"));
+        self.dir.write(&format!("{name}.crt"), own + &issued.pem());
+        certificate
+    }
+
     /// A list that says that this certificate is no longer valid.
     pub fn revoke(&self, certificate: &Certificate) -> PathBuf {
         let revoked = RevokedCertParams {
@@ -89,7 +108,7 @@ impl<'a> CertificateAuthority<'a> {
         let key = generate_key();
         let certificate = params.signed_by(&key, &self.issuer);
         let certificate = certificate.unwrap_or_else(|error| panic!("no certificate for {name}: {error}"));
-        write(self.dir, name, &certificate, &key, serial)
+        write(self.dir, name, &certificate.pem(), &key, serial)
     }
 }
 
@@ -100,7 +119,7 @@ impl Certificate {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = generate_key();
         let certificate = params.self_signed(&key).unwrap_or_else(|error| panic!("no certificate for {name}: {error}"));
-        write(dir, name, &certificate, &key, 0)
+        write(dir, name, &certificate.pem(), &key, 0)
     }
 }
 
@@ -115,9 +134,9 @@ fn generate_key() -> KeyPair {
     KeyPair::generate().unwrap_or_else(|error| panic!("no key: {error}"))
 }
 
-fn write(dir: &TempDir, name: &str, certificate: &rcgen::Certificate, key: &KeyPair, serial: u64) -> Certificate {
+fn write(dir: &TempDir, name: &str, certificate: &str, key: &KeyPair, serial: u64) -> Certificate {
     let key = dir.write(&format!("{name}.key"), key.serialize_pem());
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600))
         .unwrap_or_else(|error| panic!("cannot protect {}: {error}", key.display()));
-    Certificate { certificate: dir.write(&format!("{name}.crt"), certificate.pem()), key, serial }
+    Certificate { certificate: dir.write(&format!("{name}.crt"), certificate), key, serial }
 }

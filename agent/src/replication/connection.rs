@@ -54,6 +54,8 @@ pub struct ReplicationConnection {
     phase: Phase,
     /// Set while a command's answer is under way; a connection that is left so cannot be used again.
     busy: bool,
+    /// Set while what was written may still wait below, such as in a TLS record.
+    unflushed: bool,
     /// A failed write waits here until the server's own words, if there are any, have been read.
     write_error: Option<io::Error>,
     process_id: i32,
@@ -82,6 +84,7 @@ impl ReplicationConnection {
             output: BytesMut::new(),
             phase: Phase::Login,
             busy: true,
+            unflushed: false,
             write_error: None,
             process_id: 0,
             parameters: BTreeMap::new(),
@@ -289,11 +292,14 @@ impl ReplicationConnection {
     /// Sends what is queued. A call that is dropped half-way is continued by the next one.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         while self.output.has_remaining() {
+            self.unflushed = true;
             if self.transport.write_buf(&mut self.output).await? == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
         }
-        self.transport.flush().await
+        self.transport.flush().await?;
+        self.unflushed = false;
+        Ok(())
     }
 
     /// Waits for the next message that is not a notice, a notification or a parameter report.
@@ -333,10 +339,11 @@ impl ReplicationConnection {
     }
 
     async fn read_more(&mut self, missing: usize, during: &'static str) -> Result<(), ReplicationError> {
-        if !self.output.is_empty()
+        if (self.unflushed || !self.output.is_empty())
             && let Err(error) = self.flush().await
         {
             self.output.clear();
+            self.unflushed = false;
             self.write_error.get_or_insert(error);
         }
         let needed = missing.max(MIN_READ_LEN);

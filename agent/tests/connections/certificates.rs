@@ -89,6 +89,8 @@ async fn check_server_certificates(major: u32) {
     };
     let error = why(at("db.test", authority.root())).await;
     assert_eq!(error.to_string(), "its certificate has expired at 2001-02-03T00:00:00Z");
+    use_certificate(&mut server, &authority.server_by_intermediate("indirect", &["db.test"]));
+    connect(&at("db.test", authority.root())).await;
     use_certificate(&mut server, &named);
     connect(&at("old.test", authority.root())).await;
     assert!(matches!(why(at("db.test", authority.root())).await, TlsError::WrongName { .. }));

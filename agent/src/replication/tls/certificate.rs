@@ -120,24 +120,28 @@ impl ServerCertificate {
 
     /// Tells whether the other one's key made the signature of this one.
     pub(super) fn is_signed_by(&self, issuer: &Self, algorithms: &[&dyn SignatureVerificationAlgorithm]) -> bool {
-        let (issuer, own) = (&issuer.certificate.tbs_certificate, &self.certificate);
-        let key = &issuer.subject_public_key_info;
-        let parts = (
-            content(own.signature_algorithm.to_der()),
-            content(key.algorithm.to_der()),
-            key.subject_public_key.as_bytes(),
-            own.tbs_certificate.to_der(),
-            own.signature.as_bytes(),
-        );
-        let (Some(algorithm), Some(key_algorithm), Some(key), Ok(message), Some(signature)) = parts else {
+        let own = &self.certificate;
+        let parts = (content(own.signature_algorithm.to_der()), own.tbs_certificate.to_der(), own.signature.as_bytes());
+        let (Some(algorithm), Ok(message), Some(signature)) = parts else { return false };
+        let known = algorithms.iter().copied().filter(|known| *known.signature_alg_id() == algorithm[..]);
+        issuer.certificate.tbs_certificate.subject == own.tbs_certificate.issuer
+            && issuer.has_signed(&message, signature, known)
+    }
+
+    /// Tells whether the key of this one made a signature with one of the algorithms.
+    pub(super) fn has_signed<'a>(
+        &self,
+        message: &[u8],
+        signature: &[u8],
+        mut algorithms: impl Iterator<Item = &'a dyn SignatureVerificationAlgorithm>,
+    ) -> bool {
+        let key = &self.certificate.tbs_certificate.subject_public_key_info;
+        let (Some(algorithm), Some(key)) = (content(key.algorithm.to_der()), key.subject_public_key.as_bytes()) else {
             return false;
         };
-        issuer.subject == own.tbs_certificate.issuer
-            && algorithms.iter().any(|known| {
-                *known.signature_alg_id() == algorithm[..]
-                    && *known.public_key_alg_id() == key_algorithm[..]
-                    && known.verify_signature(key, &message, signature).is_ok()
-            })
+        algorithms.any(|known| {
+            *known.public_key_alg_id() == algorithm[..] && known.verify_signature(key, message, signature).is_ok()
+        })
     }
 }
 

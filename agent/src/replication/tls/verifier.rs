@@ -77,7 +77,16 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
+        let certificate = parse(cert)?;
+        if !certificate.is_version_1() {
+            return rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms);
+        }
+        let schemes = self.algorithms.mapping.iter().filter(|(scheme, _)| *scheme == dss.scheme);
+        if certificate.has_signed(message, dss.signature(), schemes.flat_map(|(_, known)| known.iter().copied())) {
+            Ok(HandshakeSignatureValid::assertion())
+        } else {
+            Err(Error::InvalidCertificate(CertificateError::BadSignature))
+        }
     }
 
     fn verify_tls13_signature(
