@@ -40,6 +40,24 @@ impl Catalogue {
         cluster: &str,
         wanted: Option<SystemIdentifier>,
     ) -> Result<(Self, ClusterRepository), CatalogueError> {
+        Self::read(repository, cluster, wanted, false).await
+    }
+
+    /// Reads everything that can be read without a private key: encrypted histories are left out where there is none.
+    pub async fn load_without_key(
+        repository: &Repository,
+        cluster: &str,
+        wanted: Option<SystemIdentifier>,
+    ) -> Result<(Self, ClusterRepository), CatalogueError> {
+        Self::read(repository, cluster, wanted, true).await
+    }
+
+    async fn read(
+        repository: &Repository,
+        cluster: &str,
+        wanted: Option<SystemIdentifier>,
+        without_key: bool,
+    ) -> Result<(Self, ClusterRepository), CatalogueError> {
         let known = repository.system_identifiers(cluster).await?;
         if known.is_empty() {
             let (cluster, repository) = (cluster.to_owned(), repository.name().to_owned());
@@ -68,8 +86,11 @@ impl Catalogue {
         let wal = place.wal_inventory().await?;
         let mut histories = BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]);
         for timeline in &wal.histories {
-            if let Some(history) = place.timeline_history(*timeline).await? {
-                histories.insert(*timeline, history);
+            match place.timeline_history(*timeline).await {
+                Ok(None) => {}
+                Ok(Some(history)) => drop(histories.insert(*timeline, history)),
+                Err(RepositoryError::NoKey { .. }) if without_key => {}
+                Err(error) => return Err(error.into()),
             }
         }
         let system_identifier = place.system_identifier();

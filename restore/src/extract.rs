@@ -11,32 +11,33 @@
 
 mod finish;
 mod part;
+mod parts;
 mod tar_reader;
 mod tree;
 mod write_back;
 
 use std::any::Any;
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
 
 use pgark_command::Progress;
-use pgark_repository::{
-    Backup, ClusterRepository, IndexLine, IndexReader, IndexedMember, IndexedPart, OpenedObject, RepositoryError,
-};
+use pgark_repository::{Backup, ClusterRepository, IndexedMember, OpenedObject, RepositoryError};
 use thiserror::Error;
 use tokio::runtime::Handle;
 
-use self::part::restore_part;
+use self::finish::NEW_CONTROL_FILE;
+pub(crate) use self::parts::{Parts, Sink};
 pub use self::tar_reader::TarReader;
+pub(crate) use self::tree::LastParent;
 use self::tree::Tree;
 use self::write_back::{end_of_writing, write_back};
-use crate::damage::{damaged, reading_failed};
-use crate::destination::Destination;
-use crate::survey::{DigestReader, Survey, decompress};
+use crate::destination::{Destination, MARKER};
+use crate::survey::{AUTO_CONF, CONTROL_FILE, Survey, TABLESPACE_MAP};
+
+/// Asks of the source's own that the restored cluster must not follow; what it is to do is written at the end.
+const SIGNALS: [&[u8]; 2] = [b"recovery.signal", b"standby.signal"];
 
 /// What is restored, where to, and how.
 pub struct Extraction {
@@ -60,12 +61,6 @@ pub enum ExtractError {
     Repository(#[from] RepositoryError),
     #[error("cannot {operation} {}", .path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
-}
-
-/// A part with its members, ready to be restored.
-struct Work {
-    part: IndexedPart,
-    members: Vec<IndexedMember>,
 }
 
 /// Restores a backup. On success everything is durable and the cluster can be started.
@@ -92,87 +87,55 @@ impl Extraction {
         finish::finish(self, &tree, manifest)
     }
 
-    /// Reads the index again and hands each part with its members to a thread.
     fn restore_parts(&self, tree: &Tree, index: OpenedObject, runtime: &Handle) -> Result<(), ExtractError> {
-        let stop = AtomicBool::new(false);
-        let jobs = self.jobs.clamp(1, self.backup.parts.len().max(1));
-        let (sender, receiver) = sync_channel::<Work>(1);
-        let receiver = Mutex::new(receiver);
+        let into_tree = IntoTree { extraction: self, tree };
+        let (repository, backup) = (&self.repository, &self.backup);
+        let parts = Parts { repository, backup, jobs: self.jobs, progress: &self.progress, sink: &into_tree };
         let (end, ended) = end_of_writing();
         std::thread::scope(|scope| {
             let writing_back = scope.spawn(move || write_back(tree, &ended));
-            let workers: Vec<_> =
-                (0..jobs).map(|_| scope.spawn(|| self.work(tree, &receiver, runtime, &stop))).collect();
-            let dispatched = self.dispatch(tree, index, sender, &stop);
-            if dispatched.is_err() {
-                stop.store(true, Ordering::Relaxed);
-            }
-            let mut result = dispatched;
-            for worker in workers {
-                let done = worker.join().unwrap_or_else(thread_died);
-                result = result.and(done);
-            }
+            let result = parts.read(index, runtime);
             drop(end);
             result.and(writing_back.join().unwrap_or_else(thread_died))
         })
     }
 
-    fn dispatch(
-        &self,
-        tree: &Tree,
-        index: OpenedObject,
-        queue: SyncSender<Work>,
-        stop: &AtomicBool,
-    ) -> Result<(), ExtractError> {
-        let key = self.repository.index_key(&self.backup);
-        let (index, digest) = DigestReader::new(decompress(&self.repository, &key, index)?);
-        let mut index = IndexReader::new(index);
-        let mut members: Vec<IndexedMember> = Vec::new();
-        while let Some(line) = index.next_line().map_err(|error| reading_failed(&self.repository, &key, error))? {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            match line {
-                IndexLine::Member(member) => {
-                    if member.file.is_none() {
-                        tree.create_directory(&member.path, member.mode)?;
-                    }
-                    members.push(member);
-                }
-                IndexLine::Part(part) => {
-                    let work = Work { part, members: std::mem::take(&mut members) };
-                    // Threads take what is sent until the end, also when one has failed.
-                    if queue.send(work).is_err() {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-        if !members.is_empty() {
-            return Err(damaged(&self.repository, &key, "it ends within a part").into());
-        }
-        Ok(digest.check(&self.repository, &key, &self.backup.index)?)
+    /// Files that are checked like all others, but written at the end, in another form, or not at all.
+    fn is_held_back(&self, path: &[u8]) -> bool {
+        let is_moved = self.destination.tablespaces.iter().any(|tablespace| tablespace.is_moved);
+        path == CONTROL_FILE
+            || path == AUTO_CONF
+            || path == TABLESPACE_MAP && is_moved
+            || path == MARKER.as_bytes()
+            || path.strip_prefix(b"global/") == Some(NEW_CONTROL_FILE.as_bytes())
+            || SIGNALS.contains(&path)
+    }
+}
+
+/// A restore's tree of files. The first failure ends it.
+struct IntoTree<'t> {
+    extraction: &'t Extraction,
+    tree: &'t Tree,
+}
+
+impl Sink for IntoTree<'_> {
+    fn directory(&self, member: &IndexedMember) -> Result<(), ExtractError> {
+        self.tree.create_directory(&member.path, member.mode)
     }
 
-    fn work(
-        &self,
-        tree: &Tree,
-        queue: &Mutex<Receiver<Work>>,
-        runtime: &Handle,
-        stop: &AtomicBool,
-    ) -> Result<(), ExtractError> {
-        let mut result = Ok(());
-        loop {
-            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(work) = next else { return result };
-            if !stop.load(Ordering::Relaxed) {
-                let restored = restore_part(self, tree, runtime, &work, stop);
-                if restored.is_err() {
-                    stop.store(true, Ordering::Relaxed);
-                    result = restored;
-                }
-            }
+    fn file(&self, last: &mut LastParent, member: &IndexedMember) -> Result<Option<File>, ExtractError> {
+        if self.extraction.is_held_back(&member.path) {
+            return Ok(None);
         }
+        self.tree.create_file(last, &member.path, member.mode).map(Some)
+    }
+
+    fn shown(&self, path: &[u8]) -> PathBuf {
+        self.tree.shown(path)
+    }
+
+    fn part_failed(&self, error: ExtractError) -> Result<(), ExtractError> {
+        Err(error)
     }
 }
 

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 
 use pgark_command::{ExitCode, Failure};
 use pgark_postgres::check_relative_path;
-use pgark_repository::{Backup, ClusterRepository, ObjectKey, PartReader, StoredFile};
+use pgark_repository::{Backup, ClusterRepository, ObjectKey, PartReader, RepositoryError, StoredFile};
 
 use crate::damage::{damaged, reading_failed};
 use crate::destination::Destination;
 use crate::extract::{ExtractError, TarReader, io_failure};
-use crate::survey::DigestReader;
+use crate::survey::{DigestReader, blocking};
 
 /// Checks where the directories are to go, before anything is touched.
 pub(crate) fn check(directory: &Path, destination: Option<&Destination>, backup: &Backup) -> Result<PathBuf, Failure> {
@@ -57,6 +57,24 @@ pub(crate) async fn restore(repository: &ClusterRepository, backup: &Backup, bel
         done.await.unwrap_or_else(|error| Err(io_failure("unpack", below, io::Error::other(error))))?;
     }
     Ok(())
+}
+
+/// Reads one to its end, without bringing it back.
+pub(crate) async fn check_content(
+    repository: &ClusterRepository,
+    backup: &Backup,
+    number: u32,
+    expected: &StoredFile,
+) -> Result<(), RepositoryError> {
+    let key = repository.included_key(backup, number);
+    let archive = repository.open_included(backup, number).await?;
+    let (repository, expected) = (repository.clone(), expected.clone());
+    blocking(move || {
+        let (mut archive, digest) = DigestReader::new(archive);
+        io::copy(&mut archive, &mut io::sink()).map_err(|error| reading_failed(&repository, &key, error))?;
+        digest.check(&repository, &key, &expected)
+    })
+    .await
 }
 
 struct Unpacking {

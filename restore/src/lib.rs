@@ -21,6 +21,7 @@ mod recovery_settings;
 mod show;
 mod survey;
 mod target;
+mod verify;
 mod wal;
 mod windows;
 
@@ -45,4 +46,5 @@ pub use recovery_settings::{Archiving, RecoveryMode, RecoverySettings, RestoreCo
 pub use show::{ShowArguments, show};
 pub use survey::{Layout, Survey, survey};
 pub use target::{RecoveryTarget, Target, TargetAction, TargetError, TargetOptions, TargetTimeline};
+pub use verify::{VerifyArguments, verify};
 pub use wal::{WalArguments, wal};

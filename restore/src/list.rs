@@ -67,7 +67,7 @@ pub async fn list(
 ) -> anyhow::Result<ExitCode> {
     let chosen = options.repository(environment, configuration)?;
     let repository = open_repository(chosen, Side::Reading)?;
-    let loaded = Catalogue::load(&repository, &configuration.cluster.name, arguments.system_identifier);
+    let loaded = Catalogue::load_without_key(&repository, &configuration.cluster.name, arguments.system_identifier);
     let (catalogue, repository) = loaded.await.context("read the repository")?;
     let reachable = reachable(&catalogue, &repository).await;
     let restore_points = match arguments.restore_points {
@@ -230,7 +230,7 @@ pub(crate) fn write_wal(report: &mut impl Write, timelines: &[TimelineWal]) -> s
         let origin = match (wal.parent, wal.begin_lsn) {
             (Some(parent), Some(begin)) => format!(", from timeline {parent} at {begin}"),
             _ if wal.timeline.get() == 1 => String::new(),
-            _ => format!(", whose history {}.history is missing", wal.timeline.hex()),
+            _ => format!(", whose history {}.history is missing or needs the private key", wal.timeline.hex()),
         };
         writeln!(report, "WAL of timeline {}{origin}", wal.timeline)?;
         for (index, stretch) in wal.stretches.iter().enumerate() {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use pgark_command::{Environment, ExitPolicy, GlobalOptions, Overrides, Program, run, start_logging};
-use pgark_restore::{BaseArguments, ListArguments, ShowArguments, WalArguments, judge};
+use pgark_restore::{BaseArguments, ListArguments, ShowArguments, VerifyArguments, WalArguments, judge};
 use tracing::Level;
 
 /// List what is stored, and restore a PostgreSQL cluster to any point in time
@@ -26,6 +26,10 @@ enum Command {
     Show(ShowArguments),
     /// Restore a cluster and configure its recovery
     Base(Box<BaseArguments>),
+    /// Read what is stored, and report everything that is wrong with it
+    ///
+    /// Exits with 4 when something is damaged or missing, and with 1 when something could not be read.
+    Verify(VerifyArguments),
     /// Fetch one WAL segment or history file; for restore_command
     ///
     /// Exits with 0 when the file is in its place, with 1 when it is proven not to be in the archive, and with 200
@@ -54,6 +58,7 @@ fn main() -> std::process::ExitCode {
                 Command::List(list) => pgark_restore::list(global, &environment, &configuration, list).await,
                 Command::Show(show) => pgark_restore::show(global, &environment, &configuration, show).await,
                 Command::Base(base) => pgark_restore::base(global, &environment, &configuration, base).await,
+                Command::Verify(verify) => pgark_restore::verify(global, &environment, &configuration, verify).await,
                 Command::Wal(wal) => pgark_restore::wal(global, &environment, &configuration, wal).await,
             }
         });

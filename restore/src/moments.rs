@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use pgark_postgres::{Lsn, SegmentName, TimelineId, WalEvent};
-use pgark_repository::{BackupId, ClusterRepository};
+use pgark_repository::{Backup, BackupId, ClusterRepository};
 use serde::Serialize;
 
 use crate::catalogue::Catalogue;
-use crate::plan::{Request, RestorePlan, plan};
+use crate::plan::{PlanError, Request, RestorePlan, plan};
 use crate::reach::{ReachError, recent_transaction, stop_point, walk_events};
 use crate::target::{RecoveryTarget, Target, TargetTimeline};
 
@@ -72,17 +72,12 @@ pub(crate) async fn reachable(catalogue: &Catalogue, repository: &ClusterReposit
 }
 
 /// The plans of each window, that of the oldest backup first. Plans that end in the same place share one.
-fn windows(catalogue: &Catalogue) -> Vec<Vec<RestorePlan>> {
+pub(crate) fn windows(catalogue: &Catalogue) -> Vec<Vec<RestorePlan>> {
     let mut windows: BTreeMap<(TimelineId, Lsn), Vec<RestorePlan>> = BTreeMap::new();
     for timeline in catalogue.histories.keys() {
         for backup in &catalogue.backups.finished {
-            // To the end of the archive would be refused where there is a gap before it.
-            let timeline_target = TargetTimeline::Number(*timeline);
-            let target =
-                Target { stop: RecoveryTarget::Immediate, timeline: timeline_target, ..Target::end_of_archive() };
-            let request = Request { target, backup: Some(backup.id.clone()) };
             // A refusal says that this backup does not lead there; one that ends before the timeline begins, neither.
-            if let Ok(plan) = plan(catalogue, &request)
+            if let Ok(plan) = plan_without_target(catalogue, backup, *timeline)
                 && plan.path.last().is_some_and(|step| step.begin < plan.reachable)
             {
                 windows.entry((*timeline, plan.reachable)).or_default().push(plan);
@@ -92,6 +87,18 @@ fn windows(catalogue: &Catalogue) -> Vec<Vec<RestorePlan>> {
     let mut windows: Vec<_> = windows.into_values().collect();
     windows.iter_mut().for_each(|plans| plans.sort_by_key(|plan| plan.backup.stop_lsn));
     windows
+}
+
+/// Plans a restore from a backup as far as the WAL goes without a gap. With the end of the archive as its target it would
+/// be refused where there is one.
+pub(crate) fn plan_without_target(
+    catalogue: &Catalogue,
+    backup: &Backup,
+    timeline: TimelineId,
+) -> Result<RestorePlan, PlanError> {
+    let timeline = TargetTimeline::Number(timeline);
+    let target = Target { stop: RecoveryTarget::Immediate, timeline, ..Target::end_of_archive() };
+    plan(catalogue, &Request { target, backup: Some(backup.id.clone()) })
 }
 
 /// Reads all WAL of the windows for the restore points in it.

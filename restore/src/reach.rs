@@ -180,6 +180,15 @@ pub(crate) async fn walk_events(
     shown.await.map(drop)
 }
 
+/// Reads a segment of the plan.
+pub(crate) async fn fetch_segment(
+    repository: &ClusterRepository,
+    plan: &RestorePlan,
+    name: SegmentName,
+) -> Result<Vec<u8>, ReachError> {
+    Search { repository, plan }.fetch(name).await
+}
+
 struct Search<'s> {
     repository: &'s ClusterRepository,
     plan: &'s RestorePlan,

@@ -28,7 +28,8 @@ impl Host {
     }
 
     fn configure(&self, more: &str) {
-        let text = format!("[[repository]]\nname = \"local\"\nurl = \"{}\"\n{more}", self.url());
+        let text =
+            format!("[restore]\nprefetch = 0\n[[repository]]\nname = \"local\"\nurl = \"{}\"\n{more}", self.url());
         std::fs::write(self.path("config.toml"), text).unwrap();
     }
 

@@ -2,8 +2,8 @@
 //! emptied, extended, deleted and swapped with another of its kind. A restore may then refuse, with the object's name, or
 //! succeed with the right bytes; it may never succeed with others, and what a refused one leaves cannot be started.
 
-mod cluster;
-mod injury;
+pub(crate) mod cluster;
+pub(crate) mod injury;
 
 use std::collections::BTreeMap;
 use std::fs;

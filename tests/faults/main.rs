@@ -22,3 +22,4 @@ mod repository_files;
 mod site;
 mod strace;
 mod tmpfs;
+mod verify;

@@ -95,4 +95,6 @@ fn d10_a_gap_ends_a_window_and_the_next_backup_begins_another() {
     }
     let text = cluster.restore().arg("list").succeed().stdout;
     assert!(text.contains(&format!("{lost} is missing")), "{text}");
+    let verified = cluster.restore().arg("verify").fail_with(4);
+    assert!(verified.stdout.contains(&format!("{lost}: it is missing")), "{}", verified.stdout);
 }

@@ -10,36 +10,29 @@ use pgark_repository::{
 };
 use tokio::runtime::Handle;
 
-use super::finish::NEW_CONTROL_FILE;
+use super::parts::{Parts, Sink, Work};
 use super::tar_reader::TarReader;
-use super::tree::{LastParent, Tree};
-use super::{ExtractError, Extraction, Work, io_failure};
+use super::tree::LastParent;
+use super::{ExtractError, io_failure};
 use crate::damage::{damaged, reading_failed};
-use crate::destination::MARKER;
-use crate::survey::{AUTO_CONF, CONTROL_FILE, TABLESPACE_MAP};
 
-/// Asks of the source's own that the restored cluster must not follow; what it is to do is written at the end.
-const SIGNALS: [&[u8]; 2] = [b"recovery.signal", b"standby.signal"];
-
-/// Restores the files of a part.
-pub(super) fn restore_part(
-    extraction: &Extraction,
-    tree: &Tree,
+/// Reads a part and checks it against the index; its files go into the sink.
+pub(super) fn read_part<S: Sink>(
+    parts: &Parts<'_, S>,
     runtime: &Handle,
     work: &Work,
     stop: &AtomicBool,
 ) -> Result<(), ExtractError> {
-    let repository = &extraction.repository;
-    let key = repository.part_key(&extraction.backup, work.part.part);
-    let object = runtime.block_on(repository.open_stored_part(&extraction.backup, work.part.part))?;
+    let repository = parts.repository;
+    let key = repository.part_key(parts.backup, work.part.part);
+    let object = runtime.block_on(repository.open_stored_part(parts.backup, work.part.part))?;
     let frames = FrameReader::new(object, &work.part).map_err(|error| reading_failed(repository, &key, error))?;
-    let mut part =
-        Part { extraction, tree, repository, key, tar: TarReader::new(frames), last_parent: LastParent::default() };
+    let mut part = Part { parts, repository, key, tar: TarReader::new(frames), last_parent: LastParent::default() };
     for member in &work.members {
         if stop.load(Ordering::Relaxed) {
             return Ok(());
         }
-        part.restore_member(member)?;
+        part.read_member(member)?;
     }
     match part.next()? {
         None => Ok(()),
@@ -50,16 +43,15 @@ pub(super) fn restore_part(
     }
 }
 
-struct Part<'p> {
-    extraction: &'p Extraction,
-    tree: &'p Tree,
+struct Part<'p, S> {
+    parts: &'p Parts<'p, S>,
     repository: &'p ClusterRepository,
     key: ObjectKey,
     tar: TarReader<FrameReader>,
     last_parent: LastParent,
 }
 
-impl Part<'_> {
+impl<S: Sink> Part<'_, S> {
     fn damaged(&self, reason: impl Into<String>) -> ExtractError {
         damaged(self.repository, &self.key, reason).into()
     }
@@ -68,7 +60,7 @@ impl Part<'_> {
         self.tar.next_member().map_err(|error| reading_failed(self.repository, &self.key, error).into())
     }
 
-    fn restore_member(&mut self, member: &IndexedMember) -> Result<(), ExtractError> {
+    fn read_member(&mut self, member: &IndexedMember) -> Result<(), ExtractError> {
         let offset = self.tar.position();
         let found = self.next()?;
         let size = member.file.map(|file| file.size);
@@ -78,19 +70,19 @@ impl Part<'_> {
             return Err(self.damaged(format!("`{name}` is not where the index says, or not what it says")));
         }
         let Some(indexed) = member.file else { return Ok(()) };
-        let file = if self.is_held_back(&member.path) { None } else { Some(self.create_file(member)?) };
+        let file = self.open_file(member)?;
         let crc32c = self.copy(member, indexed.size, file)?;
         if crc32c != indexed.crc32c {
             let name = String::from_utf8_lossy(&member.path);
             return Err(self.damaged(format!("`{name}` has another checksum than in the manifest")));
         }
-        self.extraction.progress.advance(indexed.size);
+        self.parts.progress.advance(indexed.size);
         Ok(())
     }
 
     /// The destination was empty: what is in the way was listed before, as a file or as a directory.
-    fn create_file(&mut self, member: &IndexedMember) -> Result<File, ExtractError> {
-        self.tree.create_file(&mut self.last_parent, &member.path, member.mode).map_err(|error| match error {
+    fn open_file(&mut self, member: &IndexedMember) -> Result<Option<File>, ExtractError> {
+        self.parts.sink.file(&mut self.last_parent, member).map_err(|error| match error {
             ExtractError::Io { source, .. } if is_in_the_way(&source) => {
                 let name = String::from_utf8_lossy(&member.path);
                 self.damaged(format!("`{name}` is in the backup twice, or below a file"))
@@ -115,21 +107,10 @@ impl Part<'_> {
             }
         });
         match (write_error, copied) {
-            (Some(error), _) => Err(io_failure("write", self.tree.shown(&member.path), error)),
+            (Some(error), _) => Err(io_failure("write", self.parts.sink.shown(&member.path), error)),
             (None, Err(error)) => Err(reading_failed(self.repository, &self.key, error).into()),
             (None, Ok(())) => Ok(crc32c),
         }
-    }
-
-    /// Files that are checked like all others, but written at the end, in another form, or not at all.
-    fn is_held_back(&self, path: &[u8]) -> bool {
-        let is_moved = self.extraction.destination.tablespaces.iter().any(|tablespace| tablespace.is_moved);
-        path == CONTROL_FILE
-            || path == AUTO_CONF
-            || path == TABLESPACE_MAP && is_moved
-            || path == MARKER.as_bytes()
-            || path.strip_prefix(b"global/") == Some(NEW_CONTROL_FILE.as_bytes())
-            || SIGNALS.contains(&path)
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) struct Root {
 
 /// The directory in which the last file was created; most files follow one in the same directory.
 #[derive(Debug, Default)]
-pub(super) struct LastParent {
+pub(crate) struct LastParent {
     path: Vec<u8>,
     handle: Option<OwnedFd>,
 }

@@ -9,30 +9,30 @@ use harness::{Outcome, S3Server, local_repository};
 use crate::repository_files::RepositoryFiles;
 use crate::site::{Site, encryption};
 
-pub(super) const REPOSITORIES: [&str; 3] = ["plain", "sealed", "s3"];
+pub(crate) const REPOSITORIES: [&str; 3] = ["plain", "sealed", "s3"];
 
-pub(super) struct DamagedCluster {
-    pub(super) site: Site,
-    pub(super) old_backup: String,
-    pub(super) new_backup: String,
+pub(crate) struct DamagedCluster {
+    pub(crate) site: Site,
+    pub(crate) old_backup: String,
+    pub(crate) new_backup: String,
     /// One of the first and one of the second timeline.
-    pub(super) segments: [String; 2],
+    pub(crate) segments: [String; 2],
     /// What the table `t` holds at the end of the archive.
-    pub(super) rows: String,
+    pub(crate) rows: String,
     identifier: String,
     s3: S3Server,
 }
 
 /// A stored object.
-pub(super) struct Stored {
-    pub(super) path: PathBuf,
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct Stored {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: Vec<u8>,
     /// What a message must contain to name it.
-    pub(super) shown: String,
+    pub(crate) shown: String,
 }
 
 impl DamagedCluster {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let s3 = S3Server::start();
         let mut site = Site::start_with_repository(|dir| {
             let sealed = format!("{}{}", local_repository(dir, "sealed", "sealed"), encryption(dir));
@@ -58,7 +58,7 @@ impl DamagedCluster {
     }
 
     /// The old backup as it is restored from whole objects.
-    pub(super) fn reference(&self, repository: &str) -> PathBuf {
+    pub(crate) fn reference(&self, repository: &str) -> PathBuf {
         let reference = self.site.dir().join("reference");
         assert_eq!(self.base(repository, &self.old_backup).code, Some(0));
         fs::rename(self.restored(), &reference).unwrap();
@@ -80,40 +80,40 @@ impl DamagedCluster {
         Stored { path, bytes, shown }
     }
 
-    pub(super) fn object_of_backup(&self, repository: &str, id: &str, name: &str) -> Stored {
+    pub(crate) fn object_of_backup(&self, repository: &str, id: &str, name: &str) -> Stored {
         self.stored(repository, &[&format!("/backups/{id}/{name}")])
     }
 
-    pub(super) fn wal_object(&self, repository: &str, name: &str) -> Stored {
+    pub(crate) fn wal_object(&self, repository: &str, name: &str) -> Stored {
         self.stored(repository, &["/wal/", name])
     }
 
     /// Where [`Self::base`] restores to.
-    pub(super) fn restored(&self) -> PathBuf {
+    pub(crate) fn restored(&self) -> PathBuf {
         self.site.dir().join("restored")
     }
 
-    pub(super) fn forget_restored(&self) {
+    pub(crate) fn forget_restored(&self) {
         drop(fs::remove_dir_all(self.restored()));
     }
 
-    pub(super) fn base(&self, repository: &str, id: &str) -> Outcome {
+    pub(crate) fn base(&self, repository: &str, id: &str) -> Outcome {
         let base = self.site.restore().args(["--quiet", "--repository", repository, "base", "--backup", id]);
         base.args(["--target-immediate", "--to"]).arg(self.restored()).run()
     }
 
     /// Where [`Self::wal`] puts the file.
-    pub(super) fn destination(&self) -> PathBuf {
+    pub(crate) fn destination(&self) -> PathBuf {
         self.site.dir().join("RECOVERYXLOG")
     }
 
-    pub(super) fn wal(&self, repository: &str, name: &str) -> Outcome {
+    pub(crate) fn wal(&self, repository: &str, name: &str) -> Outcome {
         let wal = self.site.restore().args(["--repository", repository, "wal"]);
         wal.args(["--system-identifier", &self.identifier, name]).arg(self.destination()).run()
     }
 
     /// The right content of a WAL file, from whole objects.
-    pub(super) fn fetched(&self, repository: &str, name: &str) -> Vec<u8> {
+    pub(crate) fn fetched(&self, repository: &str, name: &str) -> Vec<u8> {
         let outcome = self.wal(repository, name);
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
         let content = fs::read(self.destination()).unwrap();

@@ -6,7 +6,7 @@ use std::fs;
 use super::cluster::Stored;
 
 #[derive(Debug, Clone)]
-pub(super) enum Injury {
+pub(crate) enum Injury {
     /// The lowest bit of this byte is another: in text, one digit becomes another.
     Flip(usize),
     /// Only so many bytes are left.
@@ -18,7 +18,7 @@ pub(super) enum Injury {
 }
 
 /// Flips at `count` places, among them the first and the last.
-pub(super) fn flips(length: usize, count: usize) -> Vec<Injury> {
+pub(crate) fn flips(length: usize, count: usize) -> Vec<Injury> {
     let mut places: Vec<usize> = (0..count).map(|number| number * (length - 1) / (count - 1).max(1)).collect();
     // Where headers are.
     places.extend([1, 5, 9, 40, 120].into_iter().filter(|place| count > 1 && *place < length));
@@ -28,7 +28,7 @@ pub(super) fn flips(length: usize, count: usize) -> Vec<Injury> {
 }
 
 /// All other injuries that need no second object.
-pub(super) fn cuts(length: usize) -> Vec<Injury> {
+pub(crate) fn cuts(length: usize) -> Vec<Injury> {
     vec![
         Injury::Cut(length - 1),
         Injury::Cut(length / 2),
@@ -40,7 +40,7 @@ pub(super) fn cuts(length: usize) -> Vec<Injury> {
 }
 
 impl Injury {
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Flip(_) => "flipped",
             Self::Cut(0) => "emptied",
@@ -52,7 +52,7 @@ impl Injury {
     }
 
     /// Does something while the object is injured.
-    pub(super) fn with<T>(&self, stored: &Stored, work: impl FnOnce() -> T) -> T {
+    pub(crate) fn with<T>(&self, stored: &Stored, work: impl FnOnce() -> T) -> T {
         let mut bytes = stored.bytes.clone();
         match self {
             Self::Flip(place) => bytes[*place] ^= 1,

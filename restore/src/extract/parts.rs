@@ -1,0 +1,120 @@
+//! All parts of a backup, read at once by several threads and checked file by file: to restore them, or only to prove
+//! that they can be.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+use pgark_command::Progress;
+use pgark_repository::{Backup, ClusterRepository, IndexLine, IndexReader, IndexedMember, IndexedPart, OpenedObject};
+use tokio::runtime::Handle;
+
+use super::part::read_part;
+use super::tree::LastParent;
+use super::{ExtractError, thread_died};
+use crate::damage::{damaged, reading_failed};
+use crate::survey::{DigestReader, decompress};
+
+/// Where the files go.
+pub(crate) trait Sink: Sync {
+    /// A directory, before anything in it.
+    fn directory(&self, member: &IndexedMember) -> Result<(), ExtractError>;
+
+    /// Opens a file; nothing for one that is only checked.
+    fn file(&self, last: &mut LastParent, member: &IndexedMember) -> Result<Option<File>, ExtractError>;
+
+    /// The path for messages.
+    fn shown(&self, path: &[u8]) -> PathBuf;
+
+    /// Takes note of a part that failed; what it returns ends everything, or not.
+    fn part_failed(&self, error: ExtractError) -> Result<(), ExtractError>;
+}
+
+/// The parts of a backup, and where their files go.
+pub(crate) struct Parts<'p, S> {
+    pub(crate) repository: &'p ClusterRepository,
+    pub(crate) backup: &'p Backup,
+    /// How many are read at once.
+    pub(crate) jobs: usize,
+    pub(crate) progress: &'p Progress,
+    pub(crate) sink: &'p S,
+}
+
+/// A part with its members.
+pub(super) struct Work {
+    pub(super) part: IndexedPart,
+    pub(super) members: Vec<IndexedMember>,
+}
+
+impl<S: Sink> Parts<'_, S> {
+    /// Reads the index and hands each part with its members to a thread.
+    pub(crate) fn read(&self, index: OpenedObject, runtime: &Handle) -> Result<(), ExtractError> {
+        let stop = AtomicBool::new(false);
+        let jobs = self.jobs.clamp(1, self.backup.parts.len().max(1));
+        let (sender, receiver) = sync_channel::<Work>(1);
+        let receiver = Mutex::new(receiver);
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(|| self.work(&receiver, runtime, &stop))).collect();
+            let dispatched = self.dispatch(index, sender, &stop);
+            if dispatched.is_err() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            let mut result = dispatched;
+            for worker in workers {
+                let done = worker.join().unwrap_or_else(thread_died);
+                result = result.and(done);
+            }
+            result
+        })
+    }
+
+    fn dispatch(&self, index: OpenedObject, queue: SyncSender<Work>, stop: &AtomicBool) -> Result<(), ExtractError> {
+        let key = self.repository.index_key(self.backup);
+        let (index, digest) = DigestReader::new(decompress(self.repository, &key, index)?);
+        let mut index = IndexReader::new(index);
+        let mut members: Vec<IndexedMember> = Vec::new();
+        while let Some(line) = index.next_line().map_err(|error| reading_failed(self.repository, &key, error))? {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            match line {
+                IndexLine::Member(member) => {
+                    if member.file.is_none() {
+                        self.sink.directory(&member)?;
+                    }
+                    members.push(member);
+                }
+                IndexLine::Part(part) => {
+                    let work = Work { part, members: std::mem::take(&mut members) };
+                    // Threads take what is sent until the end, also when one has failed.
+                    if queue.send(work).is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        if !members.is_empty() {
+            return Err(damaged(self.repository, &key, "it ends within a part").into());
+        }
+        Ok(digest.check(self.repository, &key, &self.backup.index)?)
+    }
+
+    fn work(&self, queue: &Mutex<Receiver<Work>>, runtime: &Handle, stop: &AtomicBool) -> Result<(), ExtractError> {
+        let mut result = Ok(());
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(work) = next else { return result };
+            if stop.load(Ordering::Relaxed) {
+                continue;
+            }
+            if let Err(error) = read_part(self, runtime, &work, stop)
+                && let Err(error) = self.sink.part_failed(error)
+            {
+                stop.store(true, Ordering::Relaxed);
+                result = Err(error);
+            }
+        }
+    }
+}
