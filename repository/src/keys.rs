@@ -9,6 +9,7 @@
 //!                                                  /backup.json
 //!                              /wal/<timeline>/<log>/<segment>.zst[.age]
 //!                              /wal/<timeline>/<log>/<segment>.partial.zst[.age]
+//!                              /wal/<timeline>/<log>/<segment>.partial/<start>-<end>.zst[.age]
 //!                              /wal/<timeline>/<log>/<segment>.<offset>.backup[.age]
 //!                              /wal/<timeline>.history[.age]
 //! ```
@@ -169,6 +170,19 @@ impl ClusterKeys {
         ObjectKey(format!("{}/wal/{}", self.prefix, timeline.hex()))
     }
 
+    /// The folder of the pieces of a segment that is being written.
+    #[must_use]
+    pub fn wal_pieces(&self, segment: &SegmentName) -> ObjectKey {
+        ObjectKey(format!("{}/wal/{}/{:08X}/{segment}.partial", self.prefix, segment.timeline.hex(), segment.log))
+    }
+
+    /// One piece of a segment that is being written.
+    #[must_use]
+    pub fn wal_piece(&self, segment: &SegmentName, piece: WalPiece, sealing: Sealing) -> ObjectKey {
+        let WalPiece { start, end } = piece;
+        ObjectKey(format!("{}/{start:08X}-{end:08X}.zst{}", self.wal_pieces(segment), sealing.suffix()))
+    }
+
     /// The object of one archived file.
     #[must_use]
     pub fn wal_file(&self, name: &WalFileName, sealing: Sealing) -> ObjectKey {
@@ -191,6 +205,34 @@ impl ClusterKeys {
         })
     }
 }
+
+/// Which bytes of its segment a piece holds: from `start` up to and without `end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WalPiece {
+    /// The offset of the first byte.
+    pub start: u32,
+    /// The offset behind the last byte.
+    pub end: u32,
+}
+
+/// Reads a piece and its segment back from an object's key; `None` for anything else.
+#[must_use]
+pub fn wal_piece_of(key: &ObjectKey) -> Option<(SegmentName, WalPiece, Sealing)> {
+    let (folder, name) = key.as_str().rsplit_once('/')?;
+    let segment = folder.rsplit('/').next()?.strip_suffix(".partial")?;
+    let WalFileName::Segment(segment) = segment.parse().ok()? else { return None };
+    let range = name.strip_suffix(Sealing::of(key).suffix())?.strip_suffix(".zst")?;
+    let (start, end) = range.split_once('-')?;
+    let offset = |text: &str| {
+        let is_offset = text.len() == 8 && text.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+        u32::from_str_radix(text, 16).ok().filter(|_| is_offset)
+    };
+    let piece = WalPiece { start: offset(start)?, end: offset(end)? };
+    (piece.start < piece.end && piece.end <= LARGEST_SEGMENT).then_some((segment, piece, Sealing::of(key)))
+}
+
+/// PostgreSQL has no larger segments.
+const LARGEST_SEGMENT: u32 = 1 << 30;
 
 /// Reads the archived file's name back from an object's key; `None` for anything else.
 #[must_use]

@@ -36,9 +36,9 @@ pub use digest::RawDigest;
 pub use encryption::{Identities, Recipients, generate_key_pair};
 pub use error::{ErrorKind, RepositoryError, Result};
 pub use index::{IndexLine, IndexReader, IndexedFile, IndexedMember, IndexedPart};
-pub use keys::{ClusterKeys, ObjectKey, Sealing, is_cluster_name, wal_file_of};
+pub use keys::{ClusterKeys, ObjectKey, Sealing, WalPiece, is_cluster_name, wal_file_of, wal_piece_of};
 pub use store::{
     Creation, Credentials, ListedObject, ObjectReader, ObjectWriter, RepositoryOptions, Store, StoredObject,
 };
 pub use tar_header::{TAR_BLOCK, TarHeaderError, TarMember, tar_padding};
-pub use wal_archive::{PreparedWalFile, WalInventory, WalStored};
+pub use wal_archive::{OpenSegment, PreparedPiece, PreparedWalFile, WalInventory, WalStored};

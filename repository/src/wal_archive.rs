@@ -1,6 +1,7 @@
 //! Archived WAL: segments, partial segments, backup history files and timeline histories.
 
 mod history_note;
+mod pieces;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -13,8 +14,10 @@ use crate::compression::{compress_segment, digest_of_note};
 use crate::digest::RawDigest;
 use crate::encryption::read_note;
 use crate::error::{RepositoryError, Result};
-use crate::keys::{ObjectKey, Sealing, wal_file_of};
+use crate::keys::{ObjectKey, Sealing, wal_file_of, wal_piece_of};
 use crate::store::Creation;
+
+pub use self::pieces::{OpenSegment, PreparedPiece};
 
 /// Bytes at the beginning of an encrypted object that surely hold its header.
 const HEADER_BYTES: u64 = 16 << 10;
@@ -47,17 +50,8 @@ impl PreparedWalFile {
             }
             WalFileName::Segment(_) | WalFileName::Partial(_) => {}
         }
-        // The digest must stand in front of the content, so the content is compressed behind an empty
-        // place of the note's size at the same time.
-        let placeholder = RawDigest { blake3: [0; 32], size: raw.len() as u64 };
-        let (digest, content) = std::thread::scope(|scope| {
-            let digest = scope.spawn(|| RawDigest::of(raw));
-            let content = compress_segment(raw, level, &placeholder, threads);
-            (digest.join(), content)
-        });
-        let digest = digest.map_err(|_| io::Error::other("the digest thread died"))?;
-        let content = crate::compression::with_digest(content?, &digest);
-        Ok(Self { name, digest, content: content.into() })
+        let (digest, content) = digest_and_compress(raw, level, threads)?;
+        Ok(Self { name, digest, content })
     }
 
     /// The file's name.
@@ -71,6 +65,20 @@ impl PreparedWalFile {
     pub fn digest(&self) -> &RawDigest {
         &self.digest
     }
+}
+
+/// The digest must stand in front of the content, so the content is compressed behind an empty place of the note's size
+/// at the same time.
+fn digest_and_compress(raw: &[u8], level: i32, threads: usize) -> io::Result<(RawDigest, Bytes)> {
+    let placeholder = RawDigest { blake3: [0; 32], size: raw.len() as u64 };
+    let (digest, content) = std::thread::scope(|scope| {
+        let digest = scope.spawn(|| RawDigest::of(raw));
+        let content = compress_segment(raw, level, &placeholder, threads);
+        (digest.join(), content)
+    });
+    let digest = digest.map_err(|_| io::Error::other("the digest thread died"))?;
+    let content = crate::compression::with_digest(content?, &digest);
+    Ok((digest, content.into()))
 }
 
 /// How storing a WAL file ended, when it did not fail.
@@ -97,28 +105,45 @@ impl ClusterRepository {
         };
         let other_key = self.keys().wal_file(&file.name, other);
         if let Some(size) = self.store().size(&other_key).await? {
-            return self.compare_wal_file(&other_key, size, file).await;
+            return self.compare_wal_file(&other_key, size, file.name, &file.digest).await;
         }
         let key = self.keys().wal_file(&file.name, sealing);
-        let bytes = match sealing {
-            Sealing::Plain => file.content.clone(),
+        self.create_wal_object(&key, file.name, &file.digest, &file.content).await
+    }
+
+    /// Creates an object of WAL, or settles what is there under its key.
+    async fn create_wal_object(
+        &self,
+        key: &ObjectKey,
+        name: WalFileName,
+        digest: &RawDigest,
+        content: &Bytes,
+    ) -> Result<WalStored> {
+        let bytes = match Sealing::of(key) {
+            Sealing::Plain => content.clone(),
             Sealing::Age => self
                 .recipients()
-                .encrypt_bytes(&file.content, &file.digest)
+                .encrypt_bytes(content, digest)
                 .map_err(|error| RepositoryError::Input(format!("encrypting {key} failed: {error}")))?,
         };
-        match self.store().create(&key, bytes).await? {
+        match self.store().create(key, bytes).await? {
             Creation::Created => Ok(WalStored::New),
             Creation::Identical => Ok(WalStored::AlreadyThere),
             Creation::Different => {
-                let size = self.store().size(&key).await?.unwrap_or(0);
-                self.compare_wal_file(&key, size, file).await
+                let size = self.store().size(key).await?.unwrap_or(0);
+                self.compare_wal_file(key, size, name, digest).await
             }
         }
     }
 
     /// Settles whether an object that was there holds the same file, wholly.
-    async fn compare_wal_file(&self, key: &ObjectKey, size: u64, file: &PreparedWalFile) -> Result<WalStored> {
+    async fn compare_wal_file(
+        &self,
+        key: &ObjectKey,
+        size: u64,
+        name: WalFileName,
+        expected: &RawDigest,
+    ) -> Result<WalStored> {
         let digest = match Sealing::of(key) {
             Sealing::Age if size == 0 => return Err(self.store().damaged(key, "it is empty")),
             Sealing::Age => {
@@ -133,9 +158,9 @@ impl ClusterRepository {
                 }
                 note.digest
             }
-            Sealing::Plain => self.read_wal_object(key.clone(), file.name, io::sink()).await?.1,
+            Sealing::Plain => self.read_wal_object(key.clone(), name, io::sink()).await?.1,
         };
-        if digest != file.digest {
+        if digest != *expected {
             return Err(RepositoryError::Conflict { repository: self.name().to_owned(), key: key.clone() });
         }
         self.store().settle(key).await?;
@@ -210,9 +235,21 @@ impl ClusterRepository {
                 Some((WalFileName::History(timeline), _)) => {
                     inventory.histories.insert(timeline);
                 }
-                Some((WalFileName::Partial(_) | WalFileName::BackupHistory { .. }, _)) | None => {}
+                Some((WalFileName::Partial(_) | WalFileName::BackupHistory { .. }, _)) => {}
+                None => {
+                    if let Some((segment, piece, _)) = wal_piece_of(&listed.key) {
+                        inventory.open.entry(segment).or_default().add(piece, listed.size);
+                    }
+                }
             }
         }
+        // Pieces may outlive the whole segment for a moment, or for good where nobody may delete.
+        let (segments, superseded) = (&inventory.segments, &mut inventory.superseded);
+        inventory.open.retain(|segment, _| {
+            let is_open = !segments.contains_key(segment);
+            superseded.extend((!is_open).then_some(*segment));
+            is_open
+        });
         Ok(inventory)
     }
 
@@ -237,6 +274,10 @@ impl ClusterRepository {
 pub struct WalInventory {
     /// Whole segments with their stored size in bytes, in order of timeline and position.
     pub segments: BTreeMap<SegmentName, u64>,
+    /// Segments of which there are only pieces.
+    pub open: BTreeMap<SegmentName, OpenSegment>,
+    /// Whole segments of which there are still pieces.
+    pub superseded: BTreeSet<SegmentName>,
     /// Timelines whose history is there.
     pub histories: BTreeSet<TimelineId>,
 }

@@ -13,6 +13,7 @@ mod local_directory;
 mod lost_answers;
 mod manifest_mismatch;
 mod memory;
+mod pieces;
 mod place;
 mod racing_creates;
 mod sample_backup;

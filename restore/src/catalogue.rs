@@ -113,7 +113,7 @@ impl Catalogue {
     /// The highest timeline of which anything is known.
     pub fn newest_timeline(&self) -> TimelineId {
         let histories = self.histories.keys().copied();
-        let segments = self.wal.segments.keys().map(|segment| segment.timeline);
+        let segments = self.wal.segments.keys().chain(self.wal.open.keys()).map(|segment| segment.timeline);
         let backups = self.backups.finished.iter().flat_map(|backup| [backup.timeline, backup.stop_timeline]);
         histories.chain(segments).chain(backups).max().unwrap_or(TimelineId::FIRST)
     }

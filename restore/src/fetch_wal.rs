@@ -7,7 +7,7 @@
 //! again by itself and would be taken down by such a code, so for it faults are retried and then loudly reported as 1.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -70,7 +70,16 @@ pub async fn fetch_wal(
 ) -> Result<Fetched, FetchError> {
     let mut file_name = destination.file_name().unwrap_or_default().to_owned();
     file_name.push(format!(".pgark-{}", std::process::id()));
-    let Some(whole) = fetch_into(repository, name, destination.with_file_name(file_name)).await? else {
+    let temporary = destination.with_file_name(file_name);
+    let mut found = fetch_into(repository, name, temporary.clone()).await?;
+    if let (None, WalFileName::Segment(segment)) = (&found, name) {
+        found = assemble_into(repository, segment, temporary.clone()).await?;
+        if found.is_none() {
+            // Pieces go away when their segment is stored whole, and that may have happened just now.
+            found = fetch_into(repository, name, temporary).await?;
+        }
+    }
+    let Some(whole) = found else {
         prove_that_it_is_there(repository).await?;
         return Ok(Fetched::Absent);
     };
@@ -91,6 +100,47 @@ pub(crate) async fn fetch_into(
         check_segment(segment, repository.name(), repository.system_identifier(), &output.head, output.size)?;
     }
     Ok(Some(WholeFile { temporary, output }))
+}
+
+/// Writes the segment that was being written last, as far as its pieces go and then zeros, where the server finds the
+/// end of the WAL by itself.
+async fn assemble_into(
+    repository: &ClusterRepository,
+    segment: SegmentName,
+    temporary: PathBuf,
+) -> Result<Option<WholeFile>, FetchError> {
+    let Some(bytes) = assemble(repository, segment).await? else { return Ok(None) };
+    let temporary = Temporary::create(temporary)?;
+    let mut output =
+        CheckedWriter { file: temporary.open()?, head: Vec::new(), size: 0, crc: crc32fast::Hasher::new() };
+    let wrong = |source| FetchError::WrongSegment { name: segment, repository: repository.name().to_owned(), source };
+    let size = SegmentHeader::parse(&bytes).map_err(wrong)?.segment_size.bytes();
+    output
+        .write_all(&bytes)
+        .and_then(|()| io::copy(&mut io::repeat(0).take(size.saturating_sub(output.size)), &mut output))
+        .map_err(|source| FetchError::Io { operation: "write", path: temporary.path.clone(), source })?;
+    check_segment(segment, repository.name(), repository.system_identifier(), &output.head, output.size)?;
+    tracing::info!(file = %segment, bytes = bytes.len(), "put together from the pieces of the last segment");
+    Ok(Some(WholeFile { temporary, output }))
+}
+
+/// The bytes of a segment of which there are only pieces.
+///
+/// The first segment of a timeline begins with a copy of its parent's last bytes. Pieces that hold no more than that
+/// are passed over: the server would take them instead of the parent's segment, which may go further.
+pub(crate) async fn assemble(
+    repository: &ClusterRepository,
+    segment: SegmentName,
+) -> Result<Option<Vec<u8>>, RepositoryError> {
+    let Some(bytes) = repository.assemble_segment(segment).await?.filter(|bytes| bytes.len() >= SegmentHeader::BYTES)
+    else {
+        return Ok(None);
+    };
+    let Ok(header) = SegmentHeader::parse(&bytes) else { return Ok(Some(bytes)) };
+    let end = segment.start(header.segment_size).saturating_add(bytes.len() as u64);
+    let history = repository.timeline_history(segment.timeline).await?;
+    let begin = history.and_then(|history| history.path().last().map(|(_, begin, _)| *begin));
+    Ok(Some(bytes).filter(|_| begin.is_none_or(|begin| end > begin)))
 }
 
 /// Fetches a file for a standby: tries again for a while when the archive cannot be asked.

@@ -237,9 +237,10 @@ pub(crate) fn write_wal(report: &mut impl Write, timelines: &[TimelineWal]) -> s
             if index > 0 {
                 writeln!(report, "  (gap)")?;
             }
+            let open = if stretch.open_segment.is_some() { ", and pieces of the next one" } else { "" };
             writeln!(
                 report,
-                "  {} … {}  {} segments, {} stored, up to {}",
+                "  {} … {}  {} segments{open}, {} stored, up to {}",
                 stretch.first,
                 stretch.last,
                 stretch.segments,

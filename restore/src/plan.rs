@@ -13,10 +13,8 @@ mod report;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::BTreeMap;
-
 use pgark_postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
-use pgark_repository::{Backup, BackupId, BackupKind};
+use pgark_repository::{Backup, BackupId, BackupKind, WalInventory};
 
 pub use error::PlanError;
 pub(crate) use report::BackupJson;
@@ -262,7 +260,7 @@ fn lay_out(catalogue: &Catalogue, target: &Target, choice: &Choice<'_>) -> Resul
         .map_err(|source| PlanError::SegmentSize { id: backup.id.clone(), source })?;
     let steps: Vec<PathStep> =
         path.path().into_iter().map(|(timeline, begin, _)| PathStep { timeline, begin }).collect();
-    let found = contiguous(&catalogue.wal.segments, &steps, backup.start_lsn, segment_size);
+    let found = contiguous(&catalogue.wal, &steps, backup.start_lsn, segment_size);
     let mut plan = RestorePlan {
         repository: catalogue.repository.clone(),
         cluster: catalogue.cluster.clone(),
@@ -322,7 +320,14 @@ struct Contiguous {
     reachable: Lsn,
 }
 
-fn contiguous(archived: &BTreeMap<SegmentName, u64>, steps: &[PathStep], start: Lsn, size: SegmentSize) -> Contiguous {
+fn contiguous(wal: &WalInventory, steps: &[PathStep], start: Lsn, size: SegmentSize) -> Contiguous {
+    let archived = &wal.segments;
+    // The last segment may be there in pieces. Of the first one of a timeline they must hold more than its parent's.
+    let open = |name: &SegmentName, begin: Lsn| {
+        let open = wal.open.get(name)?;
+        let end = name.start(size).saturating_add(open.covered().into());
+        (end > begin.max(name.start(size))).then_some((end, open.stored_size()))
+    };
     let mut segments = Vec::new();
     let mut number = start.as_u64() / size.bytes();
     loop {
@@ -335,11 +340,17 @@ fn contiguous(archived: &BTreeMap<SegmentName, u64>, steps: &[PathStep], start: 
         let mut reachable = name.start(size);
         // The first segment of a timeline that is not archived yet: its parent's holds everything up to the switch.
         let parent = steps.iter().rev().find(|step| step.timeline < name.timeline);
-        if let Some(parent) = parent.filter(|_| begin > reachable) {
+        if let Some((end, stored_size)) = open(&name, begin) {
+            segments.push(PlannedSegment { name, stored_size });
+            reachable = end;
+        } else if let Some(parent) = parent.filter(|_| begin > reachable) {
             let name = SegmentName { timeline: parent.timeline, ..name };
             if let Some(&stored_size) = archived.get(&name) {
                 segments.push(PlannedSegment { name, stored_size });
                 reachable = begin;
+            } else if let Some((end, stored_size)) = open(&name, Lsn::ZERO) {
+                segments.push(PlannedSegment { name, stored_size });
+                reachable = end.min(begin);
             }
         }
         let later = archived

@@ -12,6 +12,7 @@ use pgark_postgres::{Lsn, RecordWalker, SegmentName, WalEvent, WalFileName, WalR
 use pgark_repository::{ClusterRepository, RepositoryError};
 use thiserror::Error;
 
+use crate::fetch_wal::assemble;
 use crate::plan::{PlannedSegment, RestorePlan, StopPoint};
 use crate::target::RecoveryTarget;
 
@@ -343,7 +344,13 @@ impl Search<'_> {
         let output = Segment { bytes: Vec::with_capacity(limit), limit };
         match self.repository.fetch_wal_file(&WalFileName::Segment(name), output).await? {
             Some(segment) => Ok(segment.bytes),
-            None => Err(ReachError::Vanished { segment: name }),
+            // The plan counts on its pieces, or it has been deleted.
+            None => {
+                let assembled = assemble(self.repository, name).await?;
+                let mut bytes = assembled.ok_or(ReachError::Vanished { segment: name })?;
+                bytes.resize(limit, 0);
+                Ok(bytes)
+            }
         }
     }
 }

@@ -15,6 +15,8 @@ pub(crate) struct Stretch {
     pub(crate) segments: u64,
     pub(crate) stored_size: u64,
     pub(crate) end_lsn: Lsn,
+    /// The segment that is being written, of which there are pieces up to `end_lsn`; not among those counted above.
+    pub(crate) open_segment: Option<SegmentName>,
 }
 
 /// The archived WAL of a timeline.
@@ -61,7 +63,18 @@ pub(crate) fn timelines(catalogue: &Catalogue) -> Vec<TimelineWal> {
                 segments: 1,
                 stored_size,
                 end_lsn: name.end(size),
+                open_segment: None,
             }),
+        }
+    }
+    for (&name, open) in &catalogue.wal.open {
+        let wal = found.entry(name.timeline).or_insert_with(|| entry(name.timeline));
+        let end_lsn = name.start(size).saturating_add(open.covered().into());
+        let before = wal.stretches.iter_mut().find(|stretch| stretch.last.next(size) == name);
+        if let (Some(stretch), true) = (before, open.covered() > 0) {
+            stretch.stored_size += open.stored_size();
+            stretch.end_lsn = end_lsn;
+            stretch.open_segment = Some(name);
         }
     }
     found.into_values().collect()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pgark_command::TargetTime;
 use pgark_postgres::SystemIdentifier;
-use pgark_repository::{BackupList, ServerFacts, StoredFile, Totals, WalInventory, WalRange};
+use pgark_repository::{BackupList, OpenSegment, ServerFacts, StoredFile, Totals, WalInventory, WalPiece, WalRange};
 use proptest::prelude::*;
 
 use super::*;
@@ -348,6 +348,39 @@ fn a_name_may_lie_after_an_older_backup() {
     assert_eq!((plan.backup.id.clone(), plan.older), (id(4), vec![id(2)]));
 }
 
+fn pieces(ranges: &[(u32, u32)]) -> OpenSegment {
+    let mut open = OpenSegment::default();
+    ranges.iter().for_each(|&(start, end)| open.add(WalPiece { start, end }, 10));
+    open
+}
+
+#[test]
+fn pieces_count_up_to_their_first_hole() {
+    let reachable = |ranges: &[(u32, u32)]| {
+        let mut archive = Archive::new().wal(1, 2..=4).backup(1, 1, 2);
+        archive.0.wal.open.insert(segment(1, 5), pieces(ranges));
+        let plan = plan(&archive.0, &Request { target: Target::end_of_archive(), backup: None }).unwrap();
+        (plan.segments.len(), plan.reachable)
+    };
+    assert_eq!(reachable(&[(0, 500), (500, 900), (300, 700)]), (4, lsn(5, 900)));
+    assert_eq!(reachable(&[(0, 500), (501, 900)]), (4, lsn(5, 500)));
+    assert_eq!(reachable(&[(1, 500)]), (3, lsn(5, 0)));
+}
+
+#[test]
+fn b19_pieces_of_a_new_timeline_count_when_they_hold_more_than_its_parent() {
+    let reachable = |of_parent: &[(u32, u32)], of_child: &[(u32, u32)]| {
+        let mut archive = Archive::new().wal(1, 2..=4).backup(1, 1, 2).history(2, &[(1, lsn(5, 1000))]);
+        archive.0.wal.open.insert(segment(1, 5), pieces(of_parent));
+        archive.0.wal.open.insert(segment(2, 5), pieces(of_child));
+        let plan = plan(&archive.0, &Request { target: Target::end_of_archive(), backup: None }).unwrap();
+        (plan.segments.last().unwrap().name, plan.reachable)
+    };
+    assert_eq!(reachable(&[(0, 2000)], &[]), (segment(1, 5), lsn(5, 1000)));
+    assert_eq!(reachable(&[(0, 800)], &[(0, 900)]), (segment(1, 5), lsn(5, 800)));
+    assert_eq!(reachable(&[(0, 800)], &[(0, 1200)]), (segment(2, 5), lsn(5, 1200)));
+}
+
 proptest! {
     /// The WAL that is found is exactly the run of segments that a server would find, asked one after the other.
     #[test]
@@ -366,7 +399,8 @@ proptest! {
             history.path().into_iter().map(|(timeline, begin, _)| PathStep { timeline, begin }).collect();
         let inventory: BTreeMap<SegmentName, u64> =
             archived.iter().map(|(on, number)| (segment(*on, *number), 1)).collect();
-        let found = contiguous(&inventory, &steps, lsn(start, 0x28), SegmentSize::DEFAULT);
+        let wal = WalInventory { segments: inventory.clone(), ..WalInventory::default() };
+        let found = contiguous(&wal, &steps, lsn(start, 0x28), SegmentSize::DEFAULT);
 
         // The server: newest timeline that has begun, else the ones before it; never back to an older one.
         let mut expected = Vec::new();
