@@ -21,10 +21,13 @@ check_units() {
     work=$(mktemp -d)
     # The program need not be installed here; everything else about its line is checked.
     cp packaging/systemd/pgark-backup.timer "$work/"
-    sed 's,^ExecStart=/usr/local/bin/pgark-agent ,ExecStart=/bin/true ,' packaging/systemd/pgark-backup.service >"$work/pgark-backup.service"
-    grep -q '^ExecStart=/bin/true backup$' "$work/pgark-backup.service" || fail "pgark-backup.service does not start pgark-agent backup."
+    local command
+    for command in backup run; do
+        sed 's,^ExecStart=/usr/local/bin/pgark-agent ,ExecStart=/bin/true ,' "packaging/systemd/pgark-$command.service" >"$work/pgark-$command.service"
+        grep -q "^ExecStart=/bin/true $command\$" "$work/pgark-$command.service" || fail "pgark-$command.service does not start pgark-agent $command."
+    done
     # Unknown keys are only warnings, with exit status 0.
-    answer=$(systemd-analyze verify "$work/pgark-backup.service" "$work/pgark-backup.timer" 2>&1) || true
+    answer=$(systemd-analyze verify "$work/pgark-backup.service" "$work/pgark-run.service" "$work/pgark-backup.timer" 2>&1) || true
     rm -rf "$work"
     [ -z "$answer" ] || fail "systemd-analyze verify says: $answer"
     systemd-analyze calendar "$(sed -n 's/^OnCalendar=//p' packaging/systemd/pgark-backup.timer)" >/dev/null

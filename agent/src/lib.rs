@@ -1,7 +1,9 @@
 //! The agent: everything that writes to the repository, besides the archive command.
 
 mod backup;
+mod run;
 mod server;
+mod wal_source;
 
 pub mod replication;
 
@@ -11,6 +13,7 @@ use pgark_command::{ExitCode, Verdict, judge_repository};
 use pgark_repository::RepositoryError;
 
 pub use backup::{BackupArguments, backup};
+pub use run::run;
 pub use server::ServerError;
 
 /// For the fuzz targets only.

@@ -1,4 +1,4 @@
-//! `pgark-agent`: everything that writes to the repository. `backup` takes a base backup.
+//! `pgark-agent`: everything that writes to the repository. `backup` takes a base backup, `run` receives WAL.
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -6,7 +6,7 @@ use pgark_agent::BackupArguments;
 use pgark_command::{Environment, ExitCode, ExitPolicy, GlobalOptions, Program, run, start_logging};
 use tracing::Level;
 
-/// Take base backups of a PostgreSQL cluster
+/// Take base backups of a PostgreSQL cluster and receive its WAL
 #[derive(Parser)]
 #[command(name = "pgark-agent", version)]
 struct Arguments {
@@ -20,6 +20,8 @@ struct Arguments {
 enum Command {
     /// Take a base backup and store it in every repository
     Backup(BackupArguments),
+    /// Stay up and store the server's WAL while it is written
+    Run,
 }
 
 fn main() -> std::process::ExitCode {
@@ -34,6 +36,7 @@ fn main() -> std::process::ExitCode {
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
         let outcome: anyhow::Result<ExitCode> = match arguments.command {
             Command::Backup(backup) => runtime.block_on(pgark_agent::backup(&arguments.global, &environment, &backup)),
+            Command::Run => runtime.block_on(pgark_agent::run(&arguments.global, &environment)),
         };
         // Nothing that still hangs, such as a dead network file system, may hold the exit back.
         runtime.shutdown_background();

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use jiff::Timestamp;
+use pgark_postgres::Lsn;
 use pgark_repository::ServerFacts;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
@@ -54,6 +55,16 @@ pub(crate) enum Archiving {
     On,
 }
 
+/// A replication slot.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SlotState {
+    pub(crate) is_physical: bool,
+    /// The server has removed WAL that it should have held.
+    pub(crate) is_lost: bool,
+    /// From where on WAL is held.
+    pub(crate) restart_lsn: Option<Lsn>,
+}
+
 /// A connection for ordinary SQL.
 pub(crate) struct Server {
     client: Client,
@@ -87,6 +98,21 @@ impl Server {
             self.one(what, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").await?;
         Timestamp::from_microsecond(microseconds)
             .map_err(|_| ServerError::Answer { what, answer: microseconds.to_string() })
+    }
+
+    /// What the server says of a replication slot; nothing when there is none of this name.
+    pub(crate) async fn slot(&self, name: &str) -> Result<Option<SlotState>, ServerError> {
+        let failed = |source| ServerError::Query { what: "its replication slot", source };
+        let query =
+            "SELECT slot_type, wal_status, restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1::text";
+        let Some(row) = self.client.query_opt(query, &[&name]).await.map_err(failed)? else { return Ok(None) };
+        let status: Option<String> = row.try_get(1).map_err(failed)?;
+        let restart: Option<String> = row.try_get(2).map_err(failed)?;
+        Ok(Some(SlotState {
+            is_physical: row.try_get::<_, String>(0).map_err(failed)? == "physical",
+            is_lost: status.as_deref() == Some("lost"),
+            restart_lsn: restart.and_then(|text| text.parse().ok()),
+        }))
     }
 
     pub(crate) async fn archiving(&self) -> Result<Archiving, ServerError> {

@@ -47,6 +47,7 @@ pub struct Configuration {
     pub compression: CompressionConfiguration,
     pub backup: BackupConfiguration,
     pub archive: ArchiveConfiguration,
+    pub stream: StreamConfiguration,
     pub restore: RestoreConfiguration,
 }
 
@@ -89,6 +90,19 @@ pub struct ArchiveConfiguration {
     pub deadline: Duration,
     /// How many segments that are ready are shipped by one call, the one that was asked for included.
     pub ahead: usize,
+}
+
+/// `[stream]`: how `pgark-agent run` receives WAL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamConfiguration {
+    /// The replication slot, which is created when it is missing.
+    pub slot: String,
+    /// How often what is new of the open segment is stored as a piece.
+    pub partial_interval: Duration,
+    /// So many new bytes are stored at once.
+    pub partial_bytes: u64,
+    /// Whether each piece is stored at once, for a server whose commits wait for it.
+    pub synchronous: bool,
 }
 
 /// `[restore]`: how a cluster is restored.
@@ -153,6 +167,7 @@ impl Configuration {
         let compression_table = top.table("compression");
         let backup_table = top.table("backup");
         let archive_table = top.table("archive");
+        let stream_table = top.table("stream");
         let restore_table = top.table("restore");
         top.finish(&mut known, &mut faults);
 
@@ -180,6 +195,10 @@ impl Configuration {
         };
         section.finish(&mut known, &mut faults);
 
+        let mut section = document.section("stream", stream_table);
+        let stream = StreamConfiguration::read(&mut section);
+        section.finish(&mut known, &mut faults);
+
         let mut section = document.section("restore", restore_table);
         let restore = RestoreConfiguration {
             jobs: section.integer("jobs", 0, 0, 64) as usize,
@@ -188,7 +207,7 @@ impl Configuration {
         section.finish(&mut known, &mut faults);
 
         if faults.is_empty() {
-            Ok((Self { state_dir, cluster, repositories, compression, backup, archive, restore }, known))
+            Ok((Self { state_dir, cluster, repositories, compression, backup, archive, stream, restore }, known))
         } else {
             Err(ConfigurationError::Invalid { faults })
         }
@@ -260,6 +279,28 @@ impl BackupConfiguration {
             archive_wait: section.duration("archive_wait", Duration::from_secs(60), Duration::ZERO, DAY),
             include: section.list("include"),
         }
+    }
+}
+
+impl StreamConfiguration {
+    fn read(section: &mut Section<'_>) -> Self {
+        let interval = (Duration::from_millis(100), Duration::from_secs(60));
+        Self {
+            slot: section.parsed("slot", "pgark".to_owned(), parse_slot),
+            partial_interval: section.duration("partial_interval", Duration::from_secs(1), interval.0, interval.1),
+            partial_bytes: section.size("partial_bytes", 4 * MIB, 8 << 10, GIB),
+            synchronous: section.boolean("synchronous").unwrap_or(false),
+        }
+    }
+}
+
+/// Accepts what PostgreSQL accepts as the name of a replication slot.
+fn parse_slot(text: &str) -> Result<String, String> {
+    let allowed = |character: char| character.is_ascii_lowercase() || character.is_ascii_digit() || character == '_';
+    if (1..=63).contains(&text.len()) && text.chars().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("1 to 63 lower-case letters, digits and `_` are allowed".to_owned())
     }
 }
 

@@ -19,8 +19,8 @@ mod time_input;
 pub use configuration::{
     ArchiveConfiguration, BackupConfiguration, CheckpointMode, ClusterConfiguration, CompressionConfiguration,
     Configuration, ConfigurationError, CredentialSource, Environment, Fault, MaxRate, Origin, Overrides, QuantityError,
-    RepositoryConfiguration, RestoreConfiguration, Scheme, Secret, SecretSource, configuration_path, parse_duration,
-    parse_size,
+    RepositoryConfiguration, RestoreConfiguration, Scheme, Secret, SecretSource, StreamConfiguration,
+    configuration_path, parse_duration, parse_size,
 };
 pub use data_directory::{DataDirectoryError, data_directory_of_wal_file, read_control_file};
 pub use exit_code::{ExitCode, ExitPolicy};

@@ -21,5 +21,6 @@ mod object_store;
 mod repository_files;
 mod site;
 mod strace;
+mod streamed_wal;
 mod tmpfs;
 mod verify;

@@ -3,18 +3,17 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use pgark_postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName};
-use pgark_repository::{ClusterRepository, PreparedWalFile};
+use anyhow::Context;
+use pgark_postgres::{SegmentName, SegmentSize, TimelineId, WalFileName};
+use pgark_repository::ClusterRepository;
 
-use crate::replication::{ConnectionOptions, ReplicationConnection, ReplicationError, SlotKind, WalMessage};
+use crate::replication::{ConnectionOptions, ReplicationConnection, ReplicationError, SlotKind};
+use crate::wal_source::{deliver_histories, fetch_segment, missing_in, store};
 
 /// How often the repositories are asked while the archive is waited for.
 const POLL: Duration = Duration::from_millis(500);
 /// Idle connections are ended by `idle_session_timeout`; a question now and then is enough.
 const KEEPALIVE: Duration = Duration::from_secs(5);
-/// How long the server may take to send what it has.
-const FETCH_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Holds the WAL on the server from before the backup until it is stored.
 pub(super) struct WalHold {
@@ -62,28 +61,7 @@ impl WalHold {
         timeline: TimelineId,
         level: i32,
     ) -> anyhow::Result<()> {
-        if timeline.get() == 1 {
-            return Ok(());
-        }
-        let file = self.connection.timeline_history(timeline).await?;
-        let history = TimelineHistory::parse(timeline, &file.content)
-            .with_context(|| format!("read the server's {}", file.name))?;
-        let ancestors = history.entries().iter().map(|entry| entry.timeline).filter(|id| id.get() > 1);
-        for timeline in ancestors.chain([timeline]) {
-            let name = WalFileName::History(timeline);
-            let missing = missing_in(repositories, &name).await?;
-            if missing.is_empty() {
-                continue;
-            }
-            match self.connection.timeline_history(timeline).await {
-                Ok(file) => store(&missing, name, &file.content, level).await?,
-                Err(error) if error.is_missing_file() => {
-                    bail!("{name} is in the repository no more than on the server; it is needed for recovery")
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+        deliver_histories(&mut self.connection, repositories, timeline, level).await.map(drop)
     }
 
     /// Waits until every segment is in every repository, at most `patience`, then fetches the rest.
@@ -119,74 +97,18 @@ impl WalHold {
             tokio::time::sleep(POLL).await;
         }
         for segment in rest {
-            let content = self.fetch_segment(segment, size).await.with_context(|| {
-                format!("fetch {segment}, which the archive does not have, over the replication protocol")
-            })?;
+            let content =
+                fetch_segment(&mut self.connection, self.slot.as_deref(), segment, size).await.with_context(|| {
+                    format!("fetch {segment}, which the archive does not have, over the replication protocol")
+                })?;
             let name = WalFileName::Segment(segment);
             store(&missing_in(repositories, &name).await?, name, &content, level).await?;
         }
         Ok(())
     }
 
-    async fn fetch_segment(&mut self, segment: SegmentName, size: SegmentSize) -> anyhow::Result<Vec<u8>> {
-        let (start, end) = (segment.start(size), segment.end(size));
-        let mut content = Vec::with_capacity(usize::try_from(size.bytes())?);
-        let mut stream = self.connection.start_replication(self.slot.as_deref(), start, segment.timeline).await?;
-        let deadline = tokio::time::Instant::now() + FETCH_PATIENCE;
-        while stream.position() < end {
-            let Ok(message) = tokio::time::timeout_at(deadline, stream.next()).await else {
-                bail!(
-                    "the server has not finished the segment after {} s; run SELECT pg_switch_wal() on the primary",
-                    FETCH_PATIENCE.as_secs()
-                )
-            };
-            match message? {
-                Some(WalMessage::Data { bytes, .. }) => {
-                    let room = usize::try_from(size.bytes())? - content.len();
-                    content.extend_from_slice(&bytes[..bytes.len().min(room)]);
-                }
-                Some(WalMessage::Keepalive { reply_requested: true, .. }) => {
-                    // Nothing is acknowledged: the slot goes away with the connection.
-                    stream.send_status(Lsn::ZERO, Lsn::ZERO, Lsn::ZERO, false).await?;
-                }
-                Some(WalMessage::Keepalive { .. }) => {}
-                Some(WalMessage::TimelineEnd(_) | WalMessage::ServerShutdown) | None => {
-                    bail!("the server ended its stream at {}", stream.position())
-                }
-            }
-        }
-        stream.stop().await?;
-        let header = pgark_postgres::SegmentHeader::parse(&content)?;
-        header.check_name(&segment, content.len() as u64)?;
-        Ok(content)
-    }
-
     /// Lets the server forget the slot.
     pub(super) async fn end(self) {
         self.connection.close().await;
     }
-}
-
-async fn missing_in(repositories: &[ClusterRepository], name: &WalFileName) -> anyhow::Result<Vec<ClusterRepository>> {
-    let mut missing = Vec::new();
-    for repository in repositories {
-        if !repository.has_wal_file(name).await? {
-            missing.push(repository.clone());
-        }
-    }
-    Ok(missing)
-}
-
-async fn store(
-    repositories: &[ClusterRepository],
-    name: WalFileName,
-    content: &[u8],
-    level: i32,
-) -> anyhow::Result<()> {
-    let content = content.to_vec();
-    let prepared = tokio::task::spawn_blocking(move || PreparedWalFile::prepare(name, &content, level, 1)).await??;
-    for repository in repositories {
-        repository.store_wal_file(&prepared).await?;
-    }
-    Ok(())
 }

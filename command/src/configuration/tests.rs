@@ -43,7 +43,7 @@ fn s3(lines: &str) -> String {
 fn known_keys() -> BTreeSet<String> {
     let (_, known) =
         Configuration::read(MINIMAL, Path::new("c.toml"), &Environment::empty(), &Overrides::none()).unwrap();
-    let sections = ["cluster", "repository", "compression", "backup", "archive", "restore"];
+    let sections = ["cluster", "repository", "compression", "backup", "archive", "stream", "restore"];
     known.into_iter().filter(|key| !sections.contains(&key.as_str())).collect()
 }
 
