@@ -122,9 +122,10 @@ impl FaultProxy {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// As a libpq connection string, for a PostgreSQL behind it.
+    /// As a libpq connection string, for a PostgreSQL behind it. Without TLS, since requests are recognised by their
+    /// text, and a first attempt with it that was cut would be followed by one without.
     pub fn connection_string(&self) -> String {
-        format!("host=127.0.0.1 port={} user=postgres dbname=postgres", self.port)
+        format!("host=127.0.0.1 port={} user=postgres dbname=postgres sslmode=disable", self.port)
     }
 
     /// Adds a fault, for bytes that have not passed yet.
