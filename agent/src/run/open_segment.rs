@@ -106,7 +106,8 @@ impl OpenSegment {
     pub(crate) fn next_piece(&mut self) -> NextPiece {
         let (mut start, mut keep, mut level) = (self.durable, self.pieces.len(), 0);
         loop {
-            let before = self.pieces[..keep].iter().rev().take_while(|stored| stored.level == level).count();
+            let before =
+                self.pieces[..keep].iter().rev().take(FAN_IN - 1).take_while(|stored| stored.level == level).count();
             let Some(first) = (before + 1 >= FAN_IN).then(|| self.pieces[keep - before].piece.start) else { break };
             if self.received - first > LARGEST_PIECE {
                 break;
@@ -238,6 +239,23 @@ mod tests {
             assert!(pieces.windows(2).all(|pair| pair[0].end == pair[1].start), "{pieces:?}");
         }
         assert!(stored < 5 * 1_000_000, "{stored} bytes were stored for 1,000,000");
+    }
+
+    /// What is received again after a restart is a large piece in front of the small ones.
+    #[test]
+    fn small_pieces_become_few_behind_a_large_one() {
+        let (_folder, mut segment) = open();
+        segment.append(&vec![1; 5 << 20]).unwrap();
+        while segment.durable < segment.received {
+            let next = segment.next_piece();
+            segment.piece_stored(next);
+        }
+        for _ in 0..2000 {
+            segment.append(&[1; 100]).unwrap();
+            let next = segment.next_piece();
+            segment.piece_stored(next);
+            assert!(segment.pieces().len() <= 4 * FAN_IN + 2, "{}", segment.pieces().len());
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 use std::io;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use pgark_postgres::{SegmentName, WalFileName};
 
 use super::{WalStored, digest_and_compress};
@@ -19,6 +20,9 @@ use crate::keys::{Sealing, WalPiece, wal_piece_of};
 
 /// How often pieces are listed again when one of them was replaced meanwhile.
 const ATTEMPTS: usize = 5;
+
+/// Pieces that are read at once: a host that died among many small commits has left many small ones.
+const READ_AT_ONCE: usize = 16;
 
 /// A piece that is ready to be stored.
 #[derive(Debug, Clone)]
@@ -138,12 +142,18 @@ impl ClusterRepository {
 
     async fn assemble_what_is_listed(&self, segment: SegmentName) -> Result<Vec<u8>> {
         let mut bytes: Vec<u8> = Vec::new();
-        for (piece, sealing) in self.wal_pieces(segment).await? {
-            let (start, end) = (piece.start as usize, piece.end as usize);
+        let pieces = self.wal_pieces(segment).await?;
+        let mut reads = stream::iter(pieces)
+            .map(|(piece, sealing)| async move {
+                let length = (piece.end - piece.start) as usize;
+                self.read_piece(segment, piece, sealing, length).await.map(|raw| (piece.start as usize, raw))
+            })
+            .buffered(READ_AT_ONCE);
+        while let Some(read) = reads.next().await {
+            let (start, raw) = read?;
             if start > bytes.len() {
                 break;
             }
-            let raw = self.read_piece(segment, piece, sealing, end - start).await?;
             let there = bytes.get(start..).unwrap_or_default();
             let agreed = there.iter().zip(&raw).take_while(|(one, other)| one == other).count();
             if agreed < there.len().min(raw.len()) {
