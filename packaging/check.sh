@@ -20,17 +20,20 @@ check_units() {
     local work answer
     work=$(mktemp -d)
     # The program need not be installed here; everything else about its line is checked.
-    cp packaging/systemd/pgark-backup.timer "$work/"
+    cp packaging/systemd/pgark-{backup,drill}.timer "$work/"
     local command
-    for command in backup run; do
-        sed 's,^ExecStart=/usr/local/bin/pgark-agent ,ExecStart=/bin/true ,' "packaging/systemd/pgark-$command.service" >"$work/pgark-$command.service"
-        grep -q "^ExecStart=/bin/true $command\$" "$work/pgark-$command.service" || fail "pgark-$command.service does not start pgark-agent $command."
+    for command in backup run drill; do
+        sed 's,^ExecStart=/usr/local/bin/pgark-[a-z]* ,ExecStart=/bin/true ,' "packaging/systemd/pgark-$command.service" >"$work/pgark-$command.service"
+        grep -qE "^ExecStart=/bin/true $command( --random)?\$" "$work/pgark-$command.service" || fail "pgark-$command.service does not start $command."
     done
     # Unknown keys are only warnings, with exit status 0.
-    answer=$(systemd-analyze verify "$work/pgark-backup.service" "$work/pgark-run.service" "$work/pgark-backup.timer" 2>&1) || true
+    answer=$(systemd-analyze verify "$work"/pgark-*.{service,timer} 2>&1) || true
     rm -rf "$work"
     [ -z "$answer" ] || fail "systemd-analyze verify says: $answer"
-    systemd-analyze calendar "$(sed -n 's/^OnCalendar=//p' packaging/systemd/pgark-backup.timer)" >/dev/null
+    local timer
+    for timer in packaging/systemd/*.timer; do
+        systemd-analyze calendar "$(sed -n 's/^OnCalendar=//p' "$timer")" >/dev/null
+    done
 }
 
 check_compose() {

@@ -13,6 +13,7 @@ mod credentials;
 mod environment;
 mod fault;
 mod nearest;
+mod proving;
 mod quantity;
 mod repository;
 mod secret;
@@ -25,6 +26,7 @@ use std::time::Duration;
 pub use credentials::CredentialSource;
 pub use environment::{Environment, Overrides};
 pub use fault::{ConfigurationError, Fault, Origin};
+pub use proving::{DrillConfiguration, DrillQuery, ProofsConfiguration, VerifyConfiguration};
 pub use quantity::{MaxRate, QuantityError, parse_duration, parse_size};
 pub use repository::{RepositoryConfiguration, Scheme};
 pub use secret::{Secret, SecretSource};
@@ -49,6 +51,9 @@ pub struct Configuration {
     pub archive: ArchiveConfiguration,
     pub stream: StreamConfiguration,
     pub restore: RestoreConfiguration,
+    pub verify: VerifyConfiguration,
+    pub drill: DrillConfiguration,
+    pub proofs: ProofsConfiguration,
 }
 
 /// `[cluster]`: the PostgreSQL cluster that this host protects.
@@ -169,6 +174,9 @@ impl Configuration {
         let archive_table = top.table("archive");
         let stream_table = top.table("stream");
         let restore_table = top.table("restore");
+        let verify_table = top.table("verify");
+        let drill_table = top.table("drill");
+        let proofs_table = top.table("proofs");
         top.finish(&mut known, &mut faults);
 
         let mut section = document.section("cluster", cluster_table);
@@ -206,8 +214,27 @@ impl Configuration {
         };
         section.finish(&mut known, &mut faults);
 
+        let mut section = document.section("verify", verify_table);
+        let verify = VerifyConfiguration::read(&mut section);
+        section.finish(&mut known, &mut faults);
+        let drill = DrillConfiguration::read(&document, drill_table, &mut known, &mut faults);
+        let proofs = ProofsConfiguration::read(&document, proofs_table, &mut known, &mut faults);
+
         if faults.is_empty() {
-            Ok((Self { state_dir, cluster, repositories, compression, backup, archive, stream, restore }, known))
+            let configuration = Self {
+                state_dir,
+                cluster,
+                repositories,
+                compression,
+                backup,
+                archive,
+                stream,
+                restore,
+                verify,
+                drill,
+                proofs,
+            };
+            Ok((configuration, known))
         } else {
             Err(ConfigurationError::Invalid { faults })
         }

@@ -102,6 +102,12 @@ pub fn run(program: Program, body: impl FnOnce() -> anyhow::Result<ExitCode>) ->
     std::process::ExitCode::from(code.number(program.policy))
 }
 
+/// What [`run`] would say about an error, and what follows from it: for reports that hold failures.
+pub fn explain(error: &anyhow::Error, judge_link: fn(&(dyn Error + 'static)) -> Option<Verdict>) -> (String, Verdict) {
+    let program = Program { name: "", policy: ExitPolicy::Ordinary, judge: judge_link };
+    (chained(error), judge(program, error))
+}
+
 /// Drops what a panic carried. Its destructor could panic again; then it is better to leak it.
 fn discard(payload: Box<dyn Any + Send>) {
     if let Err(again) = std::panic::catch_unwind(AssertUnwindSafe(move || drop(payload))) {

@@ -18,13 +18,13 @@ mod time_input;
 
 pub use configuration::{
     ArchiveConfiguration, BackupConfiguration, CheckpointMode, ClusterConfiguration, CompressionConfiguration,
-    Configuration, ConfigurationError, CredentialSource, Environment, Fault, MaxRate, Origin, Overrides, QuantityError,
-    RepositoryConfiguration, RestoreConfiguration, Scheme, Secret, SecretSource, StreamConfiguration,
-    configuration_path, parse_duration, parse_size,
+    Configuration, ConfigurationError, CredentialSource, DrillConfiguration, DrillQuery, Environment, Fault, MaxRate,
+    Origin, Overrides, ProofsConfiguration, QuantityError, RepositoryConfiguration, RestoreConfiguration, Scheme,
+    Secret, SecretSource, StreamConfiguration, VerifyConfiguration, configuration_path, parse_duration, parse_size,
 };
 pub use data_directory::{DataDirectoryError, data_directory_of_wal_file, read_control_file};
 pub use exit_code::{ExitCode, ExitPolicy};
-pub use failure::{Failure, Program, Verdict, run};
+pub use failure::{Failure, Program, Verdict, explain, run};
 pub use logging::{LogFormat, start_logging};
 pub use options::GlobalOptions;
 pub use output::{Align, Report, Table, format_duration, format_size, format_time, printable};

@@ -12,6 +12,7 @@
 //!                              /wal/<timeline>/<log>/<segment>.partial/<start>-<end>.zst[.age]
 //!                              /wal/<timeline>/<log>/<segment>.<offset>.backup[.age]
 //!                              /wal/<timeline>.history[.age]
+//!                              /proofs/<time>-<kind>-<8 hex digits>.json   (in the place of proofs only)
 //! ```
 
 use std::fmt;
@@ -156,6 +157,18 @@ impl ClusterKeys {
     #[must_use]
     pub fn index(&self, id: &BackupId, sealing: Sealing) -> ObjectKey {
         self.in_backup(id, &format!("index.jsonl.zst{}", sealing.suffix()))
+    }
+
+    /// The folder of the proofs of drills and verifications, in a place that readers of backups may write to.
+    #[must_use]
+    pub fn proofs(&self) -> ObjectKey {
+        ObjectKey(format!("{}/proofs", self.prefix))
+    }
+
+    /// A proof; `name` begins with its time, so that names sort as proofs were made.
+    #[must_use]
+    pub(crate) fn proof(&self, name: &str) -> ObjectKey {
+        ObjectKey(format!("{}/proofs/{name}.json", self.prefix))
     }
 
     /// The folder of all archived WAL.

@@ -17,6 +17,7 @@ mod encryption;
 mod error;
 mod index;
 mod keys;
+mod proof;
 mod store;
 mod tar_header;
 mod wal_archive;
@@ -37,6 +38,7 @@ pub use encryption::{Identities, Recipients, generate_key_pair};
 pub use error::{ErrorKind, RepositoryError, Result};
 pub use index::{IndexLine, IndexReader, IndexedFile, IndexedMember, IndexedPart};
 pub use keys::{ClusterKeys, ObjectKey, Sealing, WalPiece, is_cluster_name, wal_file_of, wal_piece_of};
+pub use proof::{PROOF_FORMAT, Proof, ProofKind, ProvenBackup, ReadSegments};
 pub use store::{
     Creation, Credentials, ListedObject, ObjectReader, ObjectWriter, RepositoryOptions, Store, StoredObject,
 };

@@ -23,7 +23,7 @@ use crate::plan::{PlanJson, Request, RestorePlan, plan};
 use crate::reach::{ReachError, prove};
 use crate::recovery_settings::{Archiving, RecoveryMode, RecoverySettings, RestoreCommand};
 use crate::survey::{Survey, survey};
-use crate::target::{RecoveryTarget, TargetAction, TargetOptions};
+use crate::target::{RecoveryTarget, Target, TargetAction, TargetOptions};
 
 /// Arguments of `base`.
 #[derive(Args, Debug)]
@@ -34,6 +34,10 @@ pub struct BaseArguments {
 
     #[command(flatten)]
     target: TargetArguments,
+
+    /// What to do at the target [default: pause]
+    #[arg(long, value_enum, value_name = "ACTION", help_heading = TARGET_HEADING)]
+    target_action: Option<TargetAction>,
 
     /// Put the tablespace OID into DIR [default: where it was]
     #[arg(long = "tablespace", value_name = "OID=DIR", value_parser = parse_tablespace)]
@@ -81,10 +85,13 @@ pub struct BaseArguments {
     json: bool,
 }
 
+const TARGET_HEADING: &str = "Target options (none: the end of the archive)";
+
 /// Where recovery ends. The options carry the names of PostgreSQL's settings.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Target options (none: the end of the archive)")]
-struct TargetArguments {
+#[command(next_help_heading = TARGET_HEADING)]
+#[group(id = "target")]
+pub(crate) struct TargetArguments {
     /// Stop before the first transaction that ended after TIME; without an offset, TIME is in this machine's zone
     #[arg(long, value_name = "TIME")]
     target_time: Option<String>,
@@ -112,10 +119,6 @@ struct TargetArguments {
     /// Follow this timeline: latest, current (that of the backup) or a decimal number
     #[arg(long, value_name = "TIMELINE")]
     target_timeline: Option<String>,
-
-    /// What to do at the target [default: pause]
-    #[arg(long, value_enum, value_name = "ACTION")]
-    target_action: Option<TargetAction>,
 }
 
 fn parse_tablespace(text: &str) -> Result<(u32, PathBuf), String> {
@@ -169,7 +172,7 @@ pub async fn base(
     arguments: &BaseArguments,
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let target = arguments.target.parse()?;
+    let target = arguments.target.parse(arguments.target_action)?;
     let chosen = options.repository(environment, configuration)?;
     let repository = open_repository(chosen, Side::Reading)?;
     let loaded = Catalogue::load(&repository, &configuration.cluster.name, arguments.system_identifier);
@@ -222,7 +225,7 @@ pub async fn base(
 }
 
 /// Plans, and where only WAL can tell which backup serves, goes back from the newest one.
-async fn prove_one(
+pub(crate) async fn prove_one(
     catalogue: &Catalogue,
     place: &ClusterRepository,
     mut request: Request,
@@ -293,12 +296,13 @@ async fn restore(
         signal_file: mode.signal_file(),
         jobs,
         progress: Arc::new(progress),
+        stop: Arc::default(),
     };
     Ok(extract(extraction).await?)
 }
 
 impl TargetArguments {
-    fn parse(&self) -> anyhow::Result<crate::target::Target> {
+    pub(crate) fn parse(&self, action: Option<TargetAction>) -> anyhow::Result<Target> {
         let time = match &self.target_time {
             None => None,
             Some(text) => Some(TargetTime::parse(text, machine_zone).context("--target-time")?),
@@ -311,7 +315,7 @@ impl TargetArguments {
             immediate: self.target_immediate,
             exclusive: self.target_exclusive,
             timeline: self.target_timeline.clone(),
-            action: self.target_action,
+            action,
         };
         Ok(options.parse()?)
     }

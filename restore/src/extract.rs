@@ -21,6 +21,7 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgark_command::Progress;
 use pgark_repository::{Backup, ClusterRepository, IndexedMember, OpenedObject, RepositoryError};
@@ -52,6 +53,8 @@ pub struct Extraction {
     /// How many parts are read at once.
     pub jobs: usize,
     pub progress: Arc<Progress>,
+    /// Ends the restore before the next file once it is set.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// The restore failed; what it has created so far cannot be started.
@@ -61,6 +64,8 @@ pub enum ExtractError {
     Repository(#[from] RepositoryError),
     #[error("cannot {operation} {}", .path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error("the restore was told to stop")]
+    Stopped,
 }
 
 /// Restores a backup. On success everything is durable and the cluster can be started.
@@ -124,6 +129,9 @@ impl Sink for IntoTree<'_> {
     }
 
     fn file(&self, last: &mut LastParent, member: &IndexedMember) -> Result<Option<File>, ExtractError> {
+        if self.extraction.stop.load(Ordering::Relaxed) {
+            return Err(ExtractError::Stopped);
+        }
         if self.extraction.is_held_back(&member.path) {
             return Ok(None);
         }

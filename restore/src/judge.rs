@@ -7,6 +7,7 @@ use pgark_postgres::AutoConfError;
 
 use crate::catalogue::CatalogueError;
 use crate::destination::DestinationError;
+use crate::drill::ThrowawayError;
 use crate::extract::ExtractError;
 use crate::fetch_wal::FetchError;
 use crate::plan::PlanError;
@@ -37,6 +38,10 @@ pub fn judge(error: &(dyn Error + 'static)) -> Option<Verdict> {
             _ => verdict(ExitCode::Usage, error.hint()),
         };
     }
+    if let Some(error) = error.downcast_ref::<ThrowawayError>() {
+        let hint = error.hint();
+        return verdict(if hint.is_some() { ExitCode::Usage } else { ExitCode::Failed }, hint);
+    }
     if let Some(error) = error.downcast_ref::<CatalogueError>() {
         return match error {
             CatalogueError::Repository(error) => judge_repository(error),
@@ -50,7 +55,7 @@ pub fn judge(error: &(dyn Error + 'static)) -> Option<Verdict> {
     if let Some(error) = error.downcast_ref::<ExtractError>() {
         return match error {
             ExtractError::Repository(error) => judge_repository(error),
-            ExtractError::Io { .. } => verdict(ExitCode::Failed, None),
+            ExtractError::Io { .. } | ExtractError::Stopped => verdict(ExitCode::Failed, None),
         };
     }
     if let Some(error) = error.downcast_ref::<FetchError>() {

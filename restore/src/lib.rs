@@ -8,6 +8,7 @@ mod base;
 mod catalogue;
 mod damage;
 mod destination;
+mod drill;
 mod extract;
 mod fetch_wal;
 mod included;
@@ -16,6 +17,7 @@ mod list;
 mod moments;
 mod plan;
 mod prefetch;
+mod proofs;
 mod reach;
 mod recovery_settings;
 mod show;
@@ -36,6 +38,7 @@ pub use catalogue::{Catalogue, CatalogueError};
 pub use destination::{
     Destination, DestinationError, DestinationRequest, PlacedTablespace, check as check_destination,
 };
+pub use drill::{DrillArguments, drill};
 pub use extract::{ExtractError, Extraction, extract};
 pub use fetch_wal::{FetchError, Fetched, fetch_wal, fetch_wal_for_standby, system_identifier_of};
 pub use judge::judge;

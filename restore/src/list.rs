@@ -11,12 +11,13 @@ use pgark_command::{
     open_repository, printable,
 };
 use pgark_postgres::SystemIdentifier;
-use pgark_repository::BackupId;
+use pgark_repository::{Backup, BackupId, Proof};
 use serde::Serialize;
 
 use crate::catalogue::Catalogue;
 use crate::moments::{RestorePoint, Window, reachable, restore_points};
 use crate::plan::BackupJson;
+use crate::proofs::{LastProof, read_or_warn};
 use crate::windows::{TimelineWal, timelines};
 
 /// Arguments of `list`.
@@ -41,7 +42,7 @@ struct ListJson {
     cluster: String,
     system_identifier: SystemIdentifier,
     other_system_identifiers: Vec<SystemIdentifier>,
-    backups: Vec<BackupJson>,
+    backups: Vec<ListedJson>,
     unfinished: Vec<UnfinishedJson>,
     /// From which moment to which the cluster can be restored.
     windows: Vec<Window>,
@@ -49,6 +50,14 @@ struct ListJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     restore_points: Option<Vec<RestorePoint>>,
     timelines: Vec<TimelineWal>,
+}
+
+#[derive(Serialize)]
+struct ListedJson {
+    #[serde(flatten)]
+    backup: BackupJson,
+    /// When it was last proven, and by what.
+    proof: Option<LastProof>,
 }
 
 #[derive(Serialize)]
@@ -74,12 +83,13 @@ pub async fn list(
         true => Some(restore_points(&repository, &reachable).await.context("search the archived WAL")?),
         false => None,
     };
+    let proofs = read_or_warn(configuration, catalogue.system_identifier).await;
     let windows = reachable.into_iter().map(|way| way.window).collect();
     let mut report = Report::to_stdout();
     if arguments.json {
-        report.json("list", &json(&catalogue, windows, restore_points))?;
+        report.json("list", &json(&catalogue, &proofs, windows, restore_points))?;
     } else {
-        write_text(&mut report, &catalogue)?;
+        write_text(&mut report, &catalogue, &proofs)?;
         write_windows(&mut report, &windows)?;
         if let Some(points) = &restore_points {
             write_restore_points(&mut report, points)?;
@@ -91,13 +101,20 @@ pub async fn list(
     Ok(ExitCode::Done)
 }
 
-fn json(catalogue: &Catalogue, windows: Vec<Window>, restore_points: Option<Vec<RestorePoint>>) -> ListJson {
+fn json(
+    catalogue: &Catalogue,
+    proofs: &[Proof],
+    windows: Vec<Window>,
+    restore_points: Option<Vec<RestorePoint>>,
+) -> ListJson {
+    let listed =
+        |backup: &Backup| ListedJson { backup: BackupJson::from(backup), proof: LastProof::of(&backup.id, proofs) };
     ListJson {
         repository: catalogue.repository.clone(),
         cluster: catalogue.cluster.clone(),
         system_identifier: catalogue.system_identifier,
         other_system_identifiers: catalogue.others.clone(),
-        backups: catalogue.backups.finished.iter().map(BackupJson::from).collect(),
+        backups: catalogue.backups.finished.iter().map(listed).collect(),
         unfinished: catalogue
             .backups
             .unfinished
@@ -114,7 +131,7 @@ fn json(catalogue: &Catalogue, windows: Vec<Window>, restore_points: Option<Vec<
     }
 }
 
-fn write_text(report: &mut impl Write, catalogue: &Catalogue) -> std::io::Result<()> {
+fn write_text(report: &mut impl Write, catalogue: &Catalogue, proofs: &[Proof]) -> std::io::Result<()> {
     writeln!(report, "cluster {}, system {}", catalogue.cluster, catalogue.system_identifier)?;
     for other in &catalogue.others {
         writeln!(report, "also stored: system {other} (--system-identifier {other})")?;
@@ -123,7 +140,7 @@ fn write_text(report: &mut impl Write, catalogue: &Catalogue) -> std::io::Result
     if catalogue.backups.finished.is_empty() {
         writeln!(report, "no finished backup")?;
     } else {
-        write!(report, "{}", backup_table(catalogue))?;
+        write!(report, "{}", backup_table(catalogue, proofs))?;
     }
     for unfinished in &catalogue.backups.unfinished {
         let by = match &unfinished.started {
@@ -185,7 +202,7 @@ fn write_restore_points(report: &mut impl Write, points: &[RestorePoint]) -> std
     write!(report, "\n{table}")
 }
 
-fn backup_table(catalogue: &Catalogue) -> Table {
+fn backup_table(catalogue: &Catalogue, proofs: &[Proof]) -> Table {
     let mut table = Table::new(&[
         ("backup", Align::Left),
         ("ended", Align::Left),
@@ -196,6 +213,7 @@ fn backup_table(catalogue: &Catalogue) -> Table {
         ("positions", Align::Left),
         ("version", Align::Right),
         ("tablespaces", Align::Right),
+        ("last proof", Align::Left),
         ("notes", Align::Left),
     ]);
     for backup in &catalogue.backups.finished {
@@ -212,6 +230,7 @@ fn backup_table(catalogue: &Catalogue) -> Table {
             format!("{} … {}", backup.start_lsn, backup.stop_lsn),
             format!("{}.{}", backup.server.major(), backup.server.version_num % 10_000),
             backup.tablespaces.len().to_string(),
+            LastProof::short(LastProof::of(&backup.id, proofs).as_ref()),
             notes.join(" "),
         ]);
     }

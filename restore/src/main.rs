@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use pgark_command::{Environment, ExitPolicy, GlobalOptions, Overrides, Program, run, start_logging};
-use pgark_restore::{BaseArguments, ListArguments, ShowArguments, VerifyArguments, WalArguments, judge};
+use pgark_restore::{
+    BaseArguments, DrillArguments, ListArguments, ShowArguments, VerifyArguments, WalArguments, judge,
+};
 use tracing::Level;
 
 /// List what is stored, and restore a PostgreSQL cluster to any point in time
@@ -30,6 +32,11 @@ enum Command {
     ///
     /// Exits with 4 when something is damaged or missing, and with 1 when something could not be read.
     Verify(VerifyArguments),
+    /// Prove a backup: restore it, start PostgreSQL on it, check everything, remove it
+    ///
+    /// The server has no listening port, archives nothing and takes no setting from the backup. Exits with 1 when a check
+    /// has failed, with 3 when the target cannot be reached, and with 4 when stored data is damaged.
+    Drill(Box<DrillArguments>),
     /// Fetch one WAL segment or history file; for restore_command
     ///
     /// Exits with 0 when the file is in its place, with 1 when it is proven not to be in the archive, and with 200
@@ -59,6 +66,7 @@ fn main() -> std::process::ExitCode {
                 Command::Show(show) => pgark_restore::show(global, &environment, &configuration, show).await,
                 Command::Base(base) => pgark_restore::base(global, &environment, &configuration, base).await,
                 Command::Verify(verify) => pgark_restore::verify(global, &environment, &configuration, verify).await,
+                Command::Drill(drill) => pgark_restore::drill(global, &environment, &configuration, drill).await,
                 Command::Wal(wal) => pgark_restore::wal(global, &environment, &configuration, wal).await,
             }
         });

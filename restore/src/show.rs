@@ -9,12 +9,13 @@ use pgark_command::{
     open_repository, printable,
 };
 use pgark_postgres::SystemIdentifier;
-use pgark_repository::{Backup, BackupId, BackupKind};
+use pgark_repository::{Backup, BackupId, BackupKind, Proof};
 use serde::Serialize;
 
 use crate::catalogue::Catalogue;
 use crate::list::ratio;
 use crate::plan::{PlanError, PlanJson, Request, plan};
+use crate::proofs::{read_or_warn, write_of_backup};
 use crate::target::{RecoveryTarget, Target, TargetTimeline};
 
 /// Arguments of `show`.
@@ -40,6 +41,8 @@ struct ShowJson<'s> {
     to_the_end: Option<PlanJson>,
     /// Why it cannot.
     problem: Option<String>,
+    /// What drills and verifications found out about it, newest first.
+    proofs: Vec<&'s Proof>,
 }
 
 /// Runs the command.
@@ -65,11 +68,12 @@ pub async fn show(
             Ok(_) => PlanError::UnknownBackup { id: arguments.id.clone(), known: Vec::new() }.into(),
         });
     };
+    let proofs = read_or_warn(configuration, catalogue.system_identifier).await;
     let mut report = Report::to_stdout();
     if arguments.json {
         let problem = to_the_end.as_ref().err().map(ToString::to_string);
         let to_the_end = to_the_end.as_ref().ok().map(PlanJson::from);
-        report.json("show", &ShowJson { backup, to_the_end, problem })?;
+        report.json("show", &ShowJson { backup, to_the_end, problem, proofs: of_backup(backup, &proofs) })?;
         return Ok(ExitCode::Done);
     }
     write_text(&mut report, backup)?;
@@ -83,8 +87,13 @@ pub async fn show(
         }
         Err(error) => writeln!(report, "restorable   not to the end of the archive: {error}")?,
     }
+    write_of_backup(&mut report, &backup.id, &proofs)?;
     report.flush()?;
     Ok(ExitCode::Done)
+}
+
+fn of_backup<'p>(backup: &Backup, proofs: &'p [Proof]) -> Vec<&'p Proof> {
+    proofs.iter().filter(|proof| proof.backups.iter().any(|told| told.id == backup.id)).collect()
 }
 
 fn write_text(report: &mut impl Write, backup: &Backup) -> std::io::Result<()> {

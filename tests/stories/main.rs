@@ -1,10 +1,16 @@
 //! Whole stories on real servers: a cluster is backed up and archived, something happens to it, it is restored, started
 //! and looked at. Nothing here knows the inside of pgark: programs, their exit codes and PostgreSQL's own tools speak.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "tests; what was measured is printed"
+)]
 
 mod archive_command;
 mod connections;
+mod drill;
 mod encryption;
 mod every_version;
 mod included;

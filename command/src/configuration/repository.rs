@@ -165,16 +165,11 @@ pub(super) fn read_all(
 fn read(section: &mut Section<'_>, document: &Document<'_>) -> Option<RepositoryConfiguration> {
     // Every key is asked for before anything is decided: a fault in one must not make another one unknown.
     let name = section.required("name", parse_name);
-    let url = section.required_hidden("url", |text| parse_url(text).map(|scheme| (text.to_owned(), scheme)));
+    let url = section.required_hidden("url", parse_place);
     let recipients: Vec<String> = section.list("recipients");
     let recipients_file = section.path("recipients_file");
     let identity = section.secret("identity", "identity_file");
-    let region = section.text("region");
-    let endpoint = section.optional_hidden("endpoint", parse_endpoint);
-    let path_style = section.boolean("path_style");
-    let allow_http = section.boolean("allow_http");
-    let ca_file = section.path("ca_file");
-    let keys = CredentialKeys::read(section);
+    let place = read_store(section, document, url);
 
     for recipient in &recipients {
         if let Err(problem) = check_recipient(recipient) {
@@ -184,6 +179,32 @@ fn read(section: &mut Section<'_>, document: &Document<'_>) -> Option<Repository
     if !recipients.is_empty() && recipients_file.is_some() {
         section.fault("`recipients` and `recipients_file` exclude each other".to_owned());
     }
+    Some(RepositoryConfiguration { name: name?, recipients, recipients_file, identity, ..place? })
+}
+
+/// Reads a place that is no repository of backups: it has a URL or does not exist, and nothing in it is encrypted.
+pub(super) fn read_place(
+    section: &mut Section<'_>,
+    document: &Document<'_>,
+    name: &str,
+) -> Option<RepositoryConfiguration> {
+    let url = section.optional_hidden("url", parse_place);
+    let place = read_store(section, document, url)?;
+    Some(RepositoryConfiguration { name: name.to_owned(), ..place })
+}
+
+/// Reads where the store is and how to get in: a repository without a name and without keys.
+fn read_store(
+    section: &mut Section<'_>,
+    document: &Document<'_>,
+    url: Option<(String, Scheme)>,
+) -> Option<RepositoryConfiguration> {
+    let region = section.text("region");
+    let endpoint = section.optional_hidden("endpoint", parse_endpoint);
+    let path_style = section.boolean("path_style");
+    let allow_http = section.boolean("allow_http");
+    let ca_file = section.path("ca_file");
+    let keys = CredentialKeys::read(section);
 
     let (url, scheme) = url?;
     let mut set = keys.set();
@@ -218,7 +239,7 @@ fn read(section: &mut Section<'_>, document: &Document<'_>) -> Option<Repository
         Scheme::Azure => (None, keys.azure(section, environment)),
     };
     Some(RepositoryConfiguration {
-        name: name?,
+        name: String::new(),
         url,
         scheme,
         region,
@@ -227,10 +248,14 @@ fn read(section: &mut Section<'_>, document: &Document<'_>) -> Option<Repository
         allow_http,
         ca_file,
         credentials,
-        recipients,
-        recipients_file,
-        identity,
+        recipients: Vec::new(),
+        recipients_file: None,
+        identity: None,
     })
+}
+
+fn parse_place(text: &str) -> Result<(String, Scheme), String> {
+    parse_url(text).map(|scheme| (text.to_owned(), scheme))
 }
 
 impl Scheme {

@@ -72,6 +72,12 @@ impl<'d> Document<'d> {
         Section::new(self, table, name, format!("in [{name}]"), format!("PGARK_{}_", name.to_ascii_uppercase()))
     }
 
+    /// One of the tables `[[name]]`; its variables carry its number, from 1.
+    pub(super) fn numbered(&'d self, name: &'static str, number: u32, table: Option<Table<'d>>) -> Section<'d> {
+        let variable = name.to_ascii_uppercase().replace('.', "_");
+        Section::new(self, table, name, format!("in [[{name}]] number {number}"), format!("PGARK_{variable}_{number}_"))
+    }
+
     /// One `[[repository]]`; its variables carry its name.
     pub(super) fn repository(&'d self, table: Table<'d>) -> Section<'d> {
         let name = table.table.get("name").and_then(|name| name.get_ref().as_str()).unwrap_or_default();

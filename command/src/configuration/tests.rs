@@ -43,8 +43,25 @@ fn s3(lines: &str) -> String {
 fn known_keys() -> BTreeSet<String> {
     let (_, known) =
         Configuration::read(MINIMAL, Path::new("c.toml"), &Environment::empty(), &Overrides::none()).unwrap();
-    let sections = ["cluster", "repository", "compression", "backup", "archive", "stream", "restore"];
-    known.into_iter().filter(|key| !sections.contains(&key.as_str())).collect()
+    let sections = [
+        "cluster",
+        "repository",
+        "compression",
+        "backup",
+        "archive",
+        "stream",
+        "restore",
+        "verify",
+        "drill",
+        "drill.query",
+        "proofs",
+    ];
+    let is_key = |key: &&String| !sections.contains(&key.as_str());
+    // [proofs] takes what a repository takes; the example and the reference show it there.
+    let is_shared = |key: &str| {
+        key.strip_prefix("proofs.").is_some_and(|key| key != "url" && known.contains(&format!("repository.{key}")))
+    };
+    known.iter().filter(is_key).filter(|key| !is_shared(key)).cloned().collect()
 }
 
 /// Turns the commented settings of the example into settings.
@@ -71,7 +88,14 @@ fn the_example_shows_every_key_and_no_other() {
     let mut shown = BTreeSet::new();
     for (section, value) in everything.parse::<toml::Table>().unwrap() {
         match value {
-            toml::Value::Table(table) => shown.extend(table.keys().map(|key| format!("{section}.{key}"))),
+            toml::Value::Table(table) => {
+                for (key, value) in table {
+                    match value.as_array().and_then(|tables| tables.first()?.as_table()) {
+                        Some(table) => shown.extend(table.keys().map(|inner| format!("{section}.{key}.{inner}"))),
+                        None => drop(shown.insert(format!("{section}.{key}"))),
+                    }
+                }
+            }
             toml::Value::Array(tables) => {
                 let keys = tables.iter().flat_map(|table| table.as_table().unwrap().keys());
                 shown.extend(keys.map(|key| format!("{section}.{key}")));
@@ -451,4 +475,27 @@ proptest! {
         drop(read(&format!("{header}{key} = {value}\n{MINIMAL}")));
         drop(read(&format!("{MINIMAL}{key} = {value}\n")));
     }
+}
+
+#[test]
+fn queries_of_a_drill_and_a_place_for_proofs_are_read() {
+    let text = format!(
+        "{MINIMAL}[drill]\nsettings = [\"shared_preload_libraries=timescaledb\"]\n[[drill.query]]\nsql = \"SELECT 1\"\n\
+         expect = \"1\"\n[[drill.query]]\ndatabase = \"app\"\nsql = \"SELECT 2\"\n\
+         [proofs]\nurl = \"s3://proofs/main\"\nregion = \"eu-1\"\n"
+    );
+    let configuration = read(&text).unwrap();
+    let query = |database: &str, sql: &str, expect: Option<&str>| DrillQuery {
+        database: database.to_owned(),
+        sql: sql.to_owned(),
+        expect: expect.map(str::to_owned),
+    };
+    assert_eq!(configuration.drill.queries, [query("postgres", "SELECT 1", Some("1")), query("app", "SELECT 2", None)]);
+    let place = configuration.proofs.place.unwrap();
+    assert_eq!((place.name.as_str(), place.url.as_str()), ("proofs", "s3://proofs/main"));
+    let with = |lines: &str| complaint(&format!("{MINIMAL}{lines}"));
+    assert!(with("[[drill.query]]\nexpect = \"1\"\n").contains("`sql` is missing (in [[drill.query]] number 1)"));
+    assert!(with("[drill]\nsettings = [\"work_mem\"]\n").contains("expected \"name=value\""));
+    assert!(with("[proofs]\nurl = \"file:///p\"\nrecipients = [\"age1x\"]\n").contains("unknown key `recipients`"));
+    assert!(with("[proofs]\nurl = \"file:///p\"\nregion = \"x\"\n").contains("`region` is for s3://"));
 }

@@ -98,6 +98,6 @@ impl Sink for Nowhere {
 fn repository_error(error: ExtractError) -> RepositoryError {
     match error {
         ExtractError::Repository(error) => error,
-        other @ ExtractError::Io { .. } => RepositoryError::Input(other.to_string()),
+        other => RepositoryError::Input(other.to_string()),
     }
 }
