@@ -29,5 +29,5 @@ pub use logging::{LogFormat, start_logging};
 pub use options::GlobalOptions;
 pub use output::{Align, Report, Table, format_duration, format_size, format_time, printable};
 pub use progress::{Progress, ProgressDisplay};
-pub use repositories::{Side, judge_repository, open_repository};
+pub use repositories::{Side, judge_repository, open_for_writing, open_repository};
 pub use time_input::{TargetTime, TimeInputError, machine_zone};

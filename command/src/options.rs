@@ -19,8 +19,8 @@ pub struct GlobalOptions {
 
     /// Use only the repository NAME of the configuration [default: $PGARK_REPOSITORY, else all of them]
     ///
-    /// Commands that write serve all configured repositories unless this chooses one. Commands that read need it
-    /// where several are configured.
+    /// Commands that write serve all configured repositories unless this chooses one. Those that restore read from all
+    /// of them, in the order of the configuration; verify and drill need it where several are configured.
     #[arg(long, value_name = "NAME", global = true)]
     pub repository: Option<String>,
 
@@ -47,7 +47,7 @@ impl GlobalOptions {
         Configuration::load(&configuration_path(self.config.as_deref(), environment), environment, overrides)
     }
 
-    /// The repository that a command reads from.
+    /// The repository of a command that looks at one alone.
     pub fn repository<'c>(
         &self,
         environment: &Environment,
@@ -56,7 +56,7 @@ impl GlobalOptions {
         configuration.repository(self.repository_name(environment).as_deref())
     }
 
-    /// The repositories that a command writes to.
+    /// The repositories that a command writes to, or restores from.
     pub fn repositories<'c>(
         &self,
         environment: &Environment,

@@ -26,6 +26,30 @@ pub fn open_repository(configuration: &RepositoryConfiguration, side: Side) -> a
     Ok(Repository::open(&options(configuration, side)?)?)
 }
 
+/// Opens the repositories that a command writes to. One that is chosen alone is required, whatever the configuration
+/// says; one that is not and cannot be opened is left out.
+///
+/// # Errors
+/// As [`open_repository`], for one that is required.
+pub fn open_for_writing(chosen: &[&RepositoryConfiguration]) -> anyhow::Result<Vec<Repository>> {
+    let mut repositories = Vec::with_capacity(chosen.len());
+    for configuration in chosen {
+        let is_optional = !configuration.required && chosen.len() > 1;
+        let opened = options(configuration, Side::Writing)
+            .map_err(anyhow::Error::from)
+            .and_then(|options| Ok(Repository::open(&RepositoryOptions { is_optional, ..options })?));
+        match opened {
+            Ok(repository) => repositories.push(repository),
+            Err(error) if is_optional => {
+                let error: &(dyn Error + 'static) = error.as_ref();
+                tracing::warn!(repository = configuration.name, error, "going on without this repository");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(repositories)
+}
+
 fn options(configuration: &RepositoryConfiguration, side: Side) -> Result<RepositoryOptions, ConfigurationError> {
     let ca_certificates = match &configuration.ca_file {
         None => None,
@@ -49,6 +73,7 @@ fn options(configuration: &RepositoryConfiguration, side: Side) -> Result<Reposi
         allow_http: configuration.allow_http,
         ca_certificates,
         credentials: credentials(&configuration.credentials)?,
+        is_optional: false,
     })
 }
 

@@ -13,6 +13,7 @@ mod fan_out;
 mod included;
 mod manifest;
 mod parts;
+mod targets;
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -27,6 +28,7 @@ use self::fan_out::FanOut;
 pub use self::included::IncludedDirectory;
 pub use self::manifest::ManifestWriter;
 use self::parts::{FinishedPart, PartStream};
+pub use self::targets::BackupTargets;
 use crate::backup::{BACKUP_FORMAT, Backup, Included, Part, Started, StoredFile, Totals, to_json};
 use crate::backup_id::{BackupId, BackupKind};
 use crate::cluster::ClusterRepository;
@@ -49,7 +51,7 @@ pub struct BackupWriterOptions {
 
 /// Writes a backup. See the module's words.
 pub struct BackupWriter {
-    repositories: Vec<ClusterRepository>,
+    targets: BackupTargets,
     id: BackupId,
     kind: BackupKind,
     options: BackupWriterOptions,
@@ -72,7 +74,7 @@ struct OpenMember {
 pub type BackupFacts<'a> = dyn Fn(BackupId) -> Backup + Send + Sync + 'a;
 
 impl BackupWriter {
-    /// Claims an id in every repository.
+    /// Claims an id in every repository. One that is not required and fails is left out from then on.
     ///
     /// # Errors
     /// When a repository refuses or cannot be reached.
@@ -83,10 +85,11 @@ impl BackupWriter {
         written_by: String,
         options: BackupWriterOptions,
     ) -> Result<Self> {
-        let id = claim(&repositories, kind, host, written_by).await?;
-        let stream = PartStream::new(repositories.clone(), id.clone(), options);
+        let targets = BackupTargets::new(repositories);
+        let id = claim(&targets, kind, host, written_by).await?;
+        let stream = PartStream::new(targets.clone(), id.clone(), options);
         Ok(Self {
-            repositories,
+            targets,
             id,
             kind,
             options,
@@ -104,6 +107,12 @@ impl BackupWriter {
     #[must_use]
     pub fn id(&self) -> &BackupId {
         &self.id
+    }
+
+    /// Where it goes, until its end.
+    #[must_use]
+    pub fn targets(&self) -> &BackupTargets {
+        &self.targets
     }
 
     /// Begins a file or directory. A file's content follows through [`BackupWriter::write`], exactly
@@ -210,15 +219,9 @@ impl BackupWriter {
         let mut parts = self.stream.finish().await?;
         parts.sort_by_key(|part| part.number);
         let index = self.index.finish()?;
-        let manifest = FanOut::begin(&self.repositories, |keys, sealing| keys.manifest(&self.id, sealing)).await?;
-        let stored = StoredBackup {
-            repositories: self.repositories,
-            id: self.id,
-            kind: self.kind,
-            parts,
-            totals: self.totals,
-            index,
-        };
+        let manifest = FanOut::begin(&self.targets, |keys, sealing| keys.manifest(&self.id, sealing)).await?;
+        let stored =
+            StoredBackup { targets: self.targets, id: self.id, kind: self.kind, parts, totals: self.totals, index };
         ManifestWriter::new(stored, manifest, self.options.level)
     }
 
@@ -231,7 +234,7 @@ impl BackupWriter {
 
 /// A backup whose content is stored, and which only lacks its index and commit mark.
 pub(crate) struct StoredBackup {
-    repositories: Vec<ClusterRepository>,
+    targets: BackupTargets,
     id: BackupId,
     kind: BackupKind,
     parts: Vec<FinishedPart>,
@@ -242,7 +245,8 @@ pub(crate) struct StoredBackup {
 /// A backup whose manifest has been compared; ready to be committed.
 pub struct CheckedBackup {
     stored: StoredBackup,
-    manifest: Vec<StoredFile>,
+    /// For each repository; nothing for one that is left out.
+    manifest: Vec<Option<StoredFile>>,
     /// For each repository.
     included: Vec<Vec<Included>>,
 }
@@ -263,13 +267,13 @@ impl CheckedBackup {
     /// Stores the index and, last of all, the commit mark, in every repository. `facts` fills in what
     /// the caller knows; format, id, kind, parts, included directories, manifest, index, totals and recipients are ours.
     ///
-    /// Returns the commit mark of the first repository.
+    /// Returns the first commit mark. Repositories that are required get theirs first.
     ///
     /// # Errors
-    /// When a repository fails: in that one the backup does not exist then.
+    /// When a repository that is required fails: in that one the backup does not exist then.
     pub async fn commit(self, facts: &BackupFacts<'_>) -> Result<Backup> {
         let stored = self.stored;
-        let mut index = FanOut::begin(&stored.repositories, |keys, sealing| keys.index(&stored.id, sealing)).await?;
+        let mut index = FanOut::begin(&stored.targets, |keys, sealing| keys.index(&stored.id, sealing)).await?;
         for chunk in &stored.index.compressed {
             if let Err(error) = index.write(chunk.clone()).await {
                 index.abort().await;
@@ -278,15 +282,23 @@ impl CheckedBackup {
         }
         let objects = index.finish().await?;
         let mut first = None;
-        for (place, repository) in stored.repositories.iter().enumerate() {
+        let mut targets: Vec<_> = stored.targets.there().collect();
+        targets.sort_by_key(|(place, target)| (target.repository.is_optional(), *place));
+        for (place, target) in targets {
+            let repository = &target.repository;
+            let parts: Option<Vec<Part>> = stored.parts.iter().map(|part| part.in_repository(place)).collect();
+            let (Some(parts), Some(manifest), Some(index)) = (parts, self.manifest[place].clone(), objects[place])
+            else {
+                continue;
+            };
             let key = repository.keys().index(&stored.id, repository.sealing());
             let mut backup = facts(stored.id.clone());
             backup.format = BACKUP_FORMAT;
             backup.id = stored.id.clone();
             backup.kind = stored.kind;
-            backup.parts = stored.parts.iter().map(|part| part.in_repository(place)).collect();
-            backup.manifest = self.manifest[place].clone();
-            backup.index = stored_file(key.file_name().to_owned(), objects[place], &stored.index.sha256);
+            backup.parts = parts;
+            backup.manifest = manifest;
+            backup.index = stored_file(key.file_name().to_owned(), index, &stored.index.sha256);
             backup.included = self.included.get(place).cloned().unwrap_or_default();
             backup.totals = stored.totals;
             backup.totals.stored_size = backup.parts.iter().map(|part| part.stored_size).sum::<u64>()
@@ -296,34 +308,33 @@ impl CheckedBackup {
             backup.recipients = repository.recipients().public_keys();
             let json = backup.seal()?;
             let key = repository.keys().backup(&stored.id);
-            if repository.store().create(&key, json).await? == Creation::Different {
-                return Err(RepositoryError::Conflict { repository: repository.name().to_owned(), key });
+            let create = async {
+                match repository.store().create(&key, json).await? {
+                    Creation::Different => {
+                        Err(RepositoryError::Conflict { repository: repository.name().to_owned(), key: key.clone() })
+                    }
+                    Creation::Created | Creation::Identical => Ok(()),
+                }
+            };
+            if target.attempt(create).await?.is_some() {
+                first.get_or_insert(backup);
             }
-            first.get_or_insert(backup);
         }
         first.ok_or_else(|| RepositoryError::Input("a backup needs a repository".to_owned()))
     }
 }
 
 impl FinishedPart {
-    fn in_repository(&self, place: usize) -> Part {
-        Part {
-            number: self.number,
-            raw_size: self.raw_size,
-            stored_size: self.objects[place].size,
-            crc32: format!("{:08x}", self.objects[place].crc32),
-        }
+    fn in_repository(&self, place: usize) -> Option<Part> {
+        let object = self.objects.get(place).copied().flatten()?;
+        let crc32 = format!("{:08x}", object.crc32);
+        Some(Part { number: self.number, raw_size: self.raw_size, stored_size: object.size, crc32 })
     }
 }
 
 /// Claims an id that is free in every repository. Two writers in one second get different ids,
 /// because the claim is a conditional create.
-async fn claim(
-    repositories: &[ClusterRepository],
-    kind: BackupKind,
-    host: String,
-    written_by: String,
-) -> Result<BackupId> {
+async fn claim(targets: &BackupTargets, kind: BackupKind, host: String, written_by: String) -> Result<BackupId> {
     for _ in 0..10 {
         let time = Timestamp::now();
         let id = BackupId::new(time, kind);
@@ -337,9 +348,10 @@ async fn claim(
         };
         let json = to_json(&started)?;
         let mut free = true;
-        for repository in repositories {
-            let key = repository.keys().started(&id);
-            if repository.store().create(&key, json.clone()).await? == Creation::Different {
+        for (_, target) in targets.there() {
+            let key = target.repository.keys().started(&id);
+            let claimed = target.attempt(target.repository.store().create(&key, json.clone())).await?;
+            if claimed == Some(Creation::Different) {
                 free = false;
                 break;
             }

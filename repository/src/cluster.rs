@@ -17,6 +17,7 @@ pub struct Repository {
     store: Store,
     recipients: Recipients,
     identities: Identities,
+    is_optional: bool,
 }
 
 impl Repository {
@@ -30,6 +31,7 @@ impl Repository {
             recipients: Recipients::parse(options.recipients.iter().map(String::as_str)).map_err(wrong)?,
             identities: Identities::parse(options.identities.iter().map(String::as_str)).map_err(wrong)?,
             store: Store::open(options)?,
+            is_optional: options.is_optional,
         })
     }
 
@@ -43,6 +45,12 @@ impl Repository {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Whether all goes on without it; see [`RepositoryOptions::is_optional`].
+    #[must_use]
+    pub fn is_optional(&self) -> bool {
+        self.is_optional
     }
 
     /// The place of one cluster with one system identifier.
@@ -86,6 +94,19 @@ impl ClusterRepository {
     #[must_use]
     pub fn name(&self) -> &str {
         self.repository.name()
+    }
+
+    /// Whether all goes on without it; see [`RepositoryOptions::is_optional`].
+    #[must_use]
+    pub fn is_optional(&self) -> bool {
+        self.repository.is_optional
+    }
+
+    /// The same place for a reader that would rather turn to another repository than wait out an outage.
+    #[must_use]
+    pub fn impatient(&self) -> Self {
+        let repository = Repository { store: self.store().impatient(), ..self.repository.clone() };
+        Self { repository, ..self.clone() }
     }
 
     /// The cluster's name.

@@ -12,6 +12,7 @@ mod backup_reader;
 mod backup_writer;
 mod cluster;
 mod compression;
+mod copy;
 mod digest;
 mod encryption;
 mod error;
@@ -29,7 +30,7 @@ pub use backup::{
 pub use backup_id::{BackupId, BackupIdError, BackupKind};
 pub use backup_reader::PartReader;
 pub use backup_writer::{
-    BackupFacts, BackupWriter, BackupWriterOptions, CheckedBackup, IncludedDirectory, ManifestWriter,
+    BackupFacts, BackupTargets, BackupWriter, BackupWriterOptions, CheckedBackup, IncludedDirectory, ManifestWriter,
 };
 pub use cluster::{ClusterRepository, OpenedObject, Repository, read_failure};
 pub use compression::FRAME_BYTES;

@@ -63,6 +63,8 @@ pub struct Store {
     /// where they are.
     patient: Arc<dyn ObjectStore>,
     prefix: Path,
+    /// Whether a read that fails is not worth waiting for, because the object is elsewhere, too.
+    is_impatient: bool,
     /// The local directory, where there is one: what is created there goes through `DurableFile`.
     directory: Option<Arc<PathBuf>>,
 }
@@ -87,6 +89,10 @@ impl Store {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(crate) fn impatient(&self) -> Self {
+        Self { is_impatient: true, ..self.clone() }
     }
 
     fn path(&self, key: &ObjectKey) -> Path {

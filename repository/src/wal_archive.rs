@@ -20,7 +20,7 @@ use crate::store::Creation;
 pub use self::pieces::{OpenSegment, PreparedPiece};
 
 /// Bytes at the beginning of an encrypted object that surely hold its header.
-const HEADER_BYTES: u64 = 16 << 10;
+pub(crate) const HEADER_BYTES: u64 = 16 << 10;
 /// No history or backup history file is larger.
 const SMALL_FILE_LIMIT: u64 = 16 << 20;
 
@@ -58,6 +58,12 @@ impl PreparedWalFile {
     #[must_use]
     pub fn name(&self) -> &WalFileName {
         &self.name
+    }
+
+    /// How many bytes are stored of it, but for encryption.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.content.len() as u64
     }
 
     /// What identifies its raw content.
@@ -144,8 +150,23 @@ impl ClusterRepository {
         name: WalFileName,
         expected: &RawDigest,
     ) -> Result<WalStored> {
-        let digest = match Sealing::of(key) {
-            Sealing::Age if size == 0 => return Err(self.store().damaged(key, "it is empty")),
+        let digest = self.digest_of(key, size, name).await?;
+        if digest != *expected {
+            return Err(RepositoryError::Conflict { repository: self.name().to_owned(), key: key.clone() });
+        }
+        self.store().settle(key).await?;
+        Ok(WalStored::AlreadyThere)
+    }
+
+    /// What an object of WAL holds, after a check that it is whole.
+    pub(crate) async fn stored_digest(&self, key: &ObjectKey, name: &WalFileName) -> Result<RawDigest> {
+        let size = self.store().size(key).await?.unwrap_or(0);
+        self.digest_of(key, size, *name).await
+    }
+
+    async fn digest_of(&self, key: &ObjectKey, size: u64, name: WalFileName) -> Result<RawDigest> {
+        match Sealing::of(key) {
+            Sealing::Age if size == 0 => Err(self.store().damaged(key, "it is empty")),
             Sealing::Age => {
                 let head = self.store().read_range(key, 0, size.min(HEADER_BYTES)).await?;
                 let note = read_note(&head[..]).map_err(|error| self.store().damaged(key, error.to_string()))?;
@@ -156,15 +177,10 @@ impl ClusterRepository {
                     let reason = format!("it has {size} bytes and should have {whole}");
                     return Err(self.store().damaged(key, reason));
                 }
-                note.digest
+                Ok(note.digest)
             }
-            Sealing::Plain => self.read_wal_object(key.clone(), name, io::sink()).await?.1,
-        };
-        if digest != *expected {
-            return Err(RepositoryError::Conflict { repository: self.name().to_owned(), key: key.clone() });
+            Sealing::Plain => Ok(self.read_wal_object(key.clone(), name, io::sink()).await?.1),
         }
-        self.store().settle(key).await?;
-        Ok(WalStored::AlreadyThere)
     }
 
     /// Whether a WAL file is in the repository, encrypted or not.
@@ -197,7 +213,7 @@ impl ClusterRepository {
         Ok(Some(self.read_wal_object(key, *name, output).await?.0))
     }
 
-    async fn read_wal_object<W: Write + Send + 'static>(
+    pub(crate) async fn read_wal_object<W: Write + Send + 'static>(
         &self,
         key: ObjectKey,
         name: WalFileName,
@@ -280,6 +296,25 @@ pub struct WalInventory {
     pub superseded: BTreeSet<SegmentName>,
     /// Timelines whose history is there.
     pub histories: BTreeSet<TimelineId>,
+}
+
+impl WalInventory {
+    /// Adds what another repository holds of the same cluster.
+    pub fn merge(&mut self, other: Self) {
+        for (segment, size) in other.segments {
+            self.segments.entry(segment).or_insert(size);
+        }
+        for (segment, open) in other.open {
+            let own = self.open.entry(segment).or_default();
+            if own.covered() < open.covered() {
+                *own = open;
+            }
+        }
+        let segments = &self.segments;
+        self.open.retain(|segment, _| !segments.contains_key(segment));
+        self.superseded.extend(other.superseded);
+        self.histories.extend(other.histories);
+    }
 }
 
 enum CopyFailure {

@@ -8,21 +8,23 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Args;
 use pgark_command::{
-    Configuration, Environment, ExitCode, GlobalOptions, Progress, ProgressDisplay, Report, Scheme, Side, TargetTime,
-    configuration_path, format_duration, machine_zone, open_repository, printable,
+    Configuration, Environment, ExitCode, GlobalOptions, Progress, ProgressDisplay, Report, RepositoryConfiguration,
+    Scheme, Side, TargetTime, configuration_path, format_duration, machine_zone, open_repository, printable,
 };
 use pgark_postgres::SystemIdentifier;
-use pgark_repository::{BackupId, ClusterRepository};
+use pgark_repository::BackupId;
 use serde::Serialize;
 
+use crate::archive::Archive;
 use crate::catalogue::Catalogue;
+use crate::copies::Copies;
 use crate::destination::{self, Destination, DestinationRequest, PlacedTablespace};
 use crate::extract::{Extraction, extract};
 use crate::included;
 use crate::plan::{PlanJson, Request, RestorePlan, plan};
 use crate::reach::{ReachError, prove};
 use crate::recovery_settings::{Archiving, RecoveryMode, RecoverySettings, RestoreCommand};
-use crate::survey::{Survey, survey};
+use crate::survey::Survey;
 use crate::target::{RecoveryTarget, Target, TargetAction, TargetOptions};
 
 /// Arguments of `base`.
@@ -173,24 +175,30 @@ pub async fn base(
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let target = arguments.target.parse(arguments.target_action)?;
-    let chosen = options.repository(environment, configuration)?;
-    let repository = open_repository(chosen, Side::Reading)?;
-    let loaded = Catalogue::load(&repository, &configuration.cluster.name, arguments.system_identifier);
-    let (catalogue, place) = loaded.await.context("read the repository")?;
+    let chosen = options.repositories(environment, configuration)?;
+    let open = |repository: &&RepositoryConfiguration| open_repository(repository, Side::Reading);
+    let repositories = chosen.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
+    let loaded =
+        Catalogue::load_all(&repositories, &configuration.cluster.name, arguments.system_identifier, false).await;
+    let merged = loaded.context("read the repository")?;
+    let archive = merged.archive();
     let request = Request { target, backup: arguments.backup.clone() };
-    let plan = prove_one(&catalogue, &place, request).await?;
-    let survey = survey(&place, &plan.backup).await.with_context(|| format!("read the backup {}", plan.backup.id))?;
-    let settings = recovery_settings(arguments, options, environment, &plan)?;
+    let plan = prove_one(&merged.catalogue, &archive, request).await?;
+    let copies = archive.copies(&plan.backup);
+    let survey = copies.survey().await.with_context(|| format!("read the backup {}", plan.backup.id))?;
+    let alone = <[_; 1]>::try_from(chosen.clone()).ok().map(|[only]| only.name.clone());
+    let settings = recovery_settings(arguments, options, environment, &plan, alone)?;
     let auto_conf = settings.apply(&survey.auto_conf).context("write the recovery settings")?;
     let destination = match &arguments.to {
         None => None,
         Some(directory) => {
-            let local = (chosen.scheme == Scheme::File).then(|| chosen.url.trim_start_matches("file://"));
+            let local = chosen.iter().filter(|repository| repository.scheme == Scheme::File);
+            let local: Vec<_> = local.map(|local| PathBuf::from(local.url.trim_start_matches("file://"))).collect();
             let request = DestinationRequest {
                 directory,
                 tablespaces: &arguments.tablespaces,
                 tablespace_base: arguments.tablespace_base.as_deref(),
-                repository: local.map(AsRef::as_ref),
+                repositories: &local,
             };
             Some(destination::check(&request, &plan.backup, &survey.layout)?)
         }
@@ -210,11 +218,11 @@ pub async fn base(
     let directory = destination.directory.clone();
     let jobs = arguments.jobs.map_or(configuration.restore.workers().get(), usize::from);
     if let Some(included_to) = &included_to {
-        included::restore(&place, &plan.backup, included_to)
+        included::restore(&copies, &plan.backup, included_to)
             .await
             .with_context(|| format!("bring back the included directories below {}", included_to.display()))?;
     }
-    restore(options, place, &plan, survey, destination, auto_conf, settings.mode, jobs).await.with_context(|| {
+    restore(options, copies, &plan, survey, destination, auto_conf, settings.mode, jobs).await.with_context(|| {
         format!("restore into {} (it cannot be started; remove it before the next attempt)", directory.display())
     })?;
     output.finish(Some(directory.clone()), tablespaces, true)?;
@@ -227,12 +235,12 @@ pub async fn base(
 /// Plans, and where only WAL can tell which backup serves, goes back from the newest one.
 pub(crate) async fn prove_one(
     catalogue: &Catalogue,
-    place: &ClusterRepository,
+    archive: &Archive,
     mut request: Request,
 ) -> anyhow::Result<RestorePlan> {
     let mut planned = plan(catalogue, &request)?;
     let older = std::mem::take(&mut planned.older);
-    let first = match prove(place, &mut planned).await {
+    let first = match prove(archive, &mut planned).await {
         Ok(()) => return Ok(planned),
         Err(error @ (ReachError::XidNotFound { .. } | ReachError::NameNotFound { .. })) => error,
         Err(error) => return Err(error.into()),
@@ -240,7 +248,7 @@ pub(crate) async fn prove_one(
     for id in older {
         request.backup = Some(id);
         let mut planned = plan(catalogue, &request)?;
-        match prove(place, &mut planned).await {
+        match prove(archive, &mut planned).await {
             Ok(()) => return Ok(planned),
             Err(ReachError::XidNotFound { .. } | ReachError::NameNotFound { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -254,6 +262,7 @@ fn recovery_settings(
     options: &GlobalOptions,
     environment: &Environment,
     plan: &RestorePlan,
+    repository: Option<String>,
 ) -> anyhow::Result<RecoverySettings> {
     let mode = if arguments.standby { RecoveryMode::Standby } else { RecoveryMode::Recovery };
     let config = configuration_path(options.config.as_deref(), environment);
@@ -268,7 +277,7 @@ fn recovery_settings(
         command: RestoreCommand {
             program: std::env::current_exe().context("find out the path of this program")?,
             config: std::path::absolute(&config).with_context(|| format!("make {} absolute", config.display()))?,
-            repository: plan.repository.clone(),
+            repository,
             system_identifier: plan.backup.server.system_identifier,
         },
     })
@@ -277,7 +286,7 @@ fn recovery_settings(
 #[expect(clippy::too_many_arguments, reason = "the one place where everything comes together")]
 async fn restore(
     options: &GlobalOptions,
-    repository: ClusterRepository,
+    copies: Copies,
     plan: &RestorePlan,
     survey: Survey,
     destination: Destination,
@@ -288,7 +297,7 @@ async fn restore(
     let progress = Progress::start("restore", ProgressDisplay::detect(options));
     progress.set_total(survey.layout.bytes);
     let extraction = Extraction {
-        repository,
+        copies,
         backup: plan.backup.clone(),
         survey,
         destination,

@@ -1,14 +1,19 @@
 //! What the repository holds of one cluster, as far as plans and lists need it: read once, then only looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::future::join_all;
+use jiff::Timestamp;
 use pgark_postgres::{SystemIdentifier, TimelineHistory, TimelineId};
 use pgark_repository::{Backup, BackupId, BackupList, ClusterRepository, Repository, RepositoryError, WalInventory};
 use thiserror::Error;
 
+use crate::archive::Archive;
+
 /// Backups, archived WAL and the histories of all timelines of one cluster.
 #[derive(Clone, Debug)]
 pub struct Catalogue {
+    /// The repository, or several, separated by commas.
     pub repository: String,
     pub cluster: String,
     pub system_identifier: SystemIdentifier,
@@ -18,6 +23,8 @@ pub struct Catalogue {
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
     /// Other clusters that were stored under the same name, as before an upgrade.
     pub others: Vec<SystemIdentifier>,
+    /// Why other repositories are not read: what only they hold is not known.
+    pub unread: Vec<String>,
 }
 
 /// There is nothing to read from.
@@ -58,52 +65,50 @@ impl Catalogue {
         wanted: Option<SystemIdentifier>,
         without_key: bool,
     ) -> Result<(Self, ClusterRepository), CatalogueError> {
-        let known = repository.system_identifiers(cluster).await?;
-        if known.is_empty() {
-            let (cluster, repository) = (cluster.to_owned(), repository.name().to_owned());
-            return Err(CatalogueError::Empty { cluster, repository });
-        }
-        if let Some(wanted) = wanted
-            && !known.contains(&wanted)
-        {
-            let known = known.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let (cluster, repository) = (cluster.to_owned(), repository.name().to_owned());
-            return Err(CatalogueError::UnknownSystem { cluster, repository, wanted, known });
-        }
-        let mut chosen: Option<(ClusterRepository, BackupList)> = None;
-        for identifier in known.iter().filter(|identifier| wanted.is_none_or(|wanted| wanted == **identifier)) {
-            let place = repository.cluster(cluster, *identifier)?;
-            let backups = place.backups().await?;
-            let newest = |list: &BackupList| list.finished.last().map(|backup| backup.start_time);
-            if chosen.as_ref().is_none_or(|(_, best)| newest(best) < newest(&backups)) {
-                chosen = Some((place, backups));
+        let known = Known::read(repository, cluster, wanted).await?;
+        let system_identifier = known.newest().ok_or_else(|| empty(repository, cluster))?;
+        known.catalogue(system_identifier, without_key).await?.ok_or_else(|| empty(repository, cluster))
+    }
+
+    /// Reads all of several repositories. Those that cannot be read are left out and named, unless it is all of them.
+    pub async fn load_all(
+        repositories: &[Repository],
+        cluster: &str,
+        wanted: Option<SystemIdentifier>,
+        without_key: bool,
+    ) -> Result<Merged, CatalogueError> {
+        let known = join_all(repositories.iter().map(|repository| Known::read(repository, cluster, wanted))).await;
+        let newest = known.iter().flatten().filter_map(|known| Some((known.newest_backup(), known.newest()?))).max();
+        let read = |known: Result<Known, CatalogueError>| async move {
+            let known = known?;
+            let system_identifier = newest.map(|(_, newest)| newest);
+            let (name, cluster) = (known.repository.name().to_owned(), known.cluster.clone());
+            let empty = CatalogueError::Empty { cluster, repository: name };
+            match system_identifier {
+                Some(system_identifier) => known.catalogue(system_identifier, without_key).await?.ok_or(empty),
+                None => Err(empty),
+            }
+        };
+        let mut merged: Option<Merged> = None;
+        let mut errors = Vec::new();
+        for read in join_all(known.into_iter().map(read)).await {
+            match (read, &mut merged) {
+                (Err(error), _) => errors.push(error),
+                (Ok((catalogue, place)), Some(merged)) => merged.add(catalogue, place),
+                (Ok((catalogue, place)), none) => *none = Some(Merged::new(catalogue, place)),
             }
         }
-        let Some((place, backups)) = chosen else {
-            let (cluster, repository) = (cluster.to_owned(), repository.name().to_owned());
-            return Err(CatalogueError::Empty { cluster, repository });
+        let Some(mut merged) = merged else {
+            let nothing = CatalogueError::Empty { cluster: cluster.to_owned(), repository: String::new() };
+            return Err(errors.into_iter().next().unwrap_or(nothing));
         };
-        let wal = place.wal_inventory().await?;
-        let mut histories = BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]);
-        for timeline in &wal.histories {
-            match place.timeline_history(*timeline).await {
-                Ok(None) => {}
-                Ok(Some(history)) => drop(histories.insert(*timeline, history)),
-                Err(RepositoryError::NoKey { .. }) if without_key => {}
-                Err(error) => return Err(error.into()),
-            }
+        for error in errors {
+            let error: &(dyn std::error::Error + 'static) = &error;
+            tracing::warn!(error, "going on without this repository");
+            let causes = std::iter::successors(error.source(), |cause| cause.source());
+            merged.catalogue.unread.push(causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}")));
         }
-        let system_identifier = place.system_identifier();
-        let catalogue = Self {
-            repository: repository.name().to_owned(),
-            cluster: cluster.to_owned(),
-            system_identifier,
-            backups,
-            wal,
-            histories,
-            others: known.into_iter().filter(|other| *other != system_identifier).collect(),
-        };
-        Ok((catalogue, place))
+        Ok(merged)
     }
 
     pub fn backup(&self, id: &BackupId) -> Option<&Backup> {
@@ -117,4 +122,133 @@ impl Catalogue {
         let backups = self.backups.finished.iter().flat_map(|backup| [backup.timeline, backup.stop_timeline]);
         histories.chain(segments).chain(backups).max().unwrap_or(TimelineId::FIRST)
     }
+}
+
+fn empty(repository: &Repository, cluster: &str) -> CatalogueError {
+    CatalogueError::Empty { cluster: cluster.to_owned(), repository: repository.name().to_owned() }
+}
+
+/// What several repositories hold together.
+#[derive(Debug)]
+pub struct Merged {
+    pub catalogue: Catalogue,
+    /// What each of them holds by itself, in the order of the configuration.
+    pub single: Vec<Catalogue>,
+    places: Vec<ClusterRepository>,
+}
+
+impl Merged {
+    fn new(catalogue: Catalogue, place: ClusterRepository) -> Self {
+        Self { single: vec![catalogue.clone()], catalogue, places: vec![place] }
+    }
+
+    fn add(&mut self, other: Catalogue, place: ClusterRepository) {
+        self.single.push(other.clone());
+        self.places.push(place);
+        let all = &mut self.catalogue;
+        all.repository = format!("{}, {}", all.repository, other.repository);
+        for backup in other.backups.finished {
+            if all.backups.finished.iter().all(|known| known.id != backup.id) {
+                all.backups.finished.push(backup);
+            }
+        }
+        all.backups.finished.sort_by(|one, other| one.id.cmp(&other.id));
+        all.backups.unfinished.extend(other.backups.unfinished);
+        all.backups.unfinished.sort_by(|one, other| one.id.cmp(&other.id));
+        all.backups.unfinished.dedup_by(|one, other| one.id == other.id);
+        let finished = &all.backups.finished;
+        all.backups.unfinished.retain(|unfinished| finished.iter().all(|backup| backup.id != unfinished.id));
+        all.wal.merge(other.wal);
+        for (timeline, history) in other.histories {
+            all.histories.entry(timeline).or_insert(history);
+        }
+        let others: BTreeSet<_> = all.others.iter().copied().chain(other.others).collect();
+        all.others = others.into_iter().filter(|other| *other != all.system_identifier).collect();
+    }
+
+    /// Where all of it can be read.
+    pub fn archive(&self) -> Archive {
+        let backups = self.single.iter().map(|catalogue| catalogue.backups.finished.clone());
+        Archive::new(self.places.iter().cloned().zip(backups))
+    }
+}
+
+/// The clusters under one name in a repository, with their backups.
+struct Known {
+    repository: Repository,
+    cluster: String,
+    all: BTreeSet<SystemIdentifier>,
+    places: BTreeMap<SystemIdentifier, (ClusterRepository, BackupList)>,
+}
+
+impl Known {
+    async fn read(
+        repository: &Repository,
+        cluster: &str,
+        wanted: Option<SystemIdentifier>,
+    ) -> Result<Self, CatalogueError> {
+        let all = repository.system_identifiers(cluster).await?;
+        if all.is_empty() {
+            return Err(empty(repository, cluster));
+        }
+        if let Some(wanted) = wanted
+            && !all.contains(&wanted)
+        {
+            let known = all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let (cluster, repository) = (cluster.to_owned(), repository.name().to_owned());
+            return Err(CatalogueError::UnknownSystem { cluster, repository, wanted, known });
+        }
+        let mut places = BTreeMap::new();
+        for identifier in all.iter().filter(|identifier| wanted.is_none_or(|wanted| wanted == **identifier)) {
+            let place = repository.cluster(cluster, *identifier)?;
+            let backups = place.backups().await?;
+            places.insert(*identifier, (place, backups));
+        }
+        Ok(Self { repository: repository.clone(), cluster: cluster.to_owned(), all, places })
+    }
+
+    /// The cluster with the newest finished backup.
+    fn newest(&self) -> Option<SystemIdentifier> {
+        let newest = |(_, (_, list)): &(&SystemIdentifier, &(ClusterRepository, BackupList))| newest_backup(list);
+        // Among equals the first one.
+        self.places.iter().rev().max_by_key(newest).map(|(identifier, _)| *identifier)
+    }
+
+    fn newest_backup(&self) -> Option<Timestamp> {
+        self.places.values().filter_map(|(_, list)| newest_backup(list)).max()
+    }
+
+    /// Everything of one cluster; nothing where it is not here.
+    async fn catalogue(
+        mut self,
+        system_identifier: SystemIdentifier,
+        without_key: bool,
+    ) -> Result<Option<(Catalogue, ClusterRepository)>, CatalogueError> {
+        let Some((place, backups)) = self.places.remove(&system_identifier) else { return Ok(None) };
+        let wal = place.wal_inventory().await?;
+        let mut histories = BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]);
+        for timeline in &wal.histories {
+            match place.timeline_history(*timeline).await {
+                Ok(None) => {}
+                Ok(Some(history)) => drop(histories.insert(*timeline, history)),
+                Err(RepositoryError::NoKey { .. }) if without_key => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let catalogue = Catalogue {
+            repository: self.repository.name().to_owned(),
+            cluster: self.cluster,
+            system_identifier,
+            backups,
+            wal,
+            histories,
+            others: self.all.into_iter().filter(|other| *other != system_identifier).collect(),
+            unread: Vec::new(),
+        };
+        Ok(Some((catalogue, place)))
+    }
+}
+
+fn newest_backup(list: &BackupList) -> Option<Timestamp> {
+    list.finished.last().map(|backup| backup.start_time)
 }

@@ -28,8 +28,8 @@ pub struct DestinationRequest<'r> {
     pub tablespaces: &'r [(u32, PathBuf)],
     /// Below which all other tablespaces go, each into a directory named after its OID.
     pub tablespace_base: Option<&'r Path>,
-    /// The directory of a local repository.
-    pub repository: Option<&'r Path>,
+    /// The directories of local repositories.
+    pub repositories: &'r [PathBuf],
 }
 
 /// A place for the data directory and for each tablespace, all of them absolute.
@@ -150,7 +150,7 @@ fn check_as(
         }
         places.push(place);
     }
-    if let Some(repository) = request.repository {
+    for repository in request.repositories {
         places.push(resolve(repository)?);
     }
     for (index, first) in places.iter().enumerate() {

@@ -13,7 +13,7 @@ mod server;
 mod stopping;
 mod throwaway;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,7 +25,7 @@ use pgark_command::{
     Scheme, Side, configuration_path, explain, open_repository,
 };
 use pgark_postgres::SystemIdentifier;
-use pgark_repository::{BackupId, ClusterRepository, ProofKind, ProvenBackup};
+use pgark_repository::{BackupId, ProofKind, ProvenBackup};
 
 use self::programs::Programs;
 use self::report::{DrillReport, FailureReport, RecoveryReport, Seconds};
@@ -33,15 +33,17 @@ use self::server::Server;
 use self::stopping::Stopping;
 use self::throwaway::Throwaway;
 pub(crate) use self::throwaway::ThrowawayError;
+use crate::archive::Archive;
 use crate::base::{TargetArguments, prove_one};
 use crate::catalogue::Catalogue;
+use crate::copies::Copies;
 use crate::destination::{self, DestinationRequest};
 use crate::extract::{Extraction, extract};
 use crate::judge::judge;
 use crate::plan::{Request, RestorePlan};
 use crate::proofs::{self, Finding};
 use crate::recovery_settings::{Archiving, RecoveryMode, RecoverySettings, RestoreCommand};
-use crate::survey::{Survey, survey};
+use crate::survey::Survey;
 use crate::target::{RecoveryTarget, Target, TargetAction};
 
 /// More connections than this only wait for each other.
@@ -163,7 +165,7 @@ struct Drill<'d> {
 struct Decision {
     plan: RestorePlan,
     survey: Survey,
-    place: ClusterRepository,
+    copies: Copies,
     programs: Programs,
 }
 
@@ -216,9 +218,10 @@ impl Drill<'_> {
         let wanted = self.arguments.system_identifier;
         let loaded = Catalogue::load(&repository, &self.configuration.cluster.name, wanted).await;
         let (catalogue, place) = loaded.context("read the repository")?;
+        let archive = Archive::of(place.clone());
         report.system_identifier = Some(catalogue.system_identifier);
         let mut target = match self.arguments.random {
-            true => moment::random(&catalogue, &place).await,
+            true => moment::random(&catalogue, &archive).await,
             false => target,
         };
         report.target = shown_target(&target);
@@ -226,17 +229,17 @@ impl Drill<'_> {
             // A server that pauses at its target can only be read; the drill wants it to open.
             target.action = TargetAction::Promote;
         }
-        let plan = prove_one(&catalogue, &place, Request { target, backup: self.arguments.backup.clone() }).await?;
+        let plan = prove_one(&catalogue, &archive, Request { target, backup: self.arguments.backup.clone() }).await?;
         report.backup = Some(plan.backup.id.clone());
         report.timeline = Some(plan.timeline);
         report.wal_segments = plan.needed_segments().len() as u64;
-        let survey =
-            survey(&place, &plan.backup).await.with_context(|| format!("read the backup {}", plan.backup.id))?;
+        let copies = Copies::of(place, plan.backup.clone());
+        let survey = copies.survey().await.with_context(|| format!("read the backup {}", plan.backup.id))?;
         let given = self.arguments.bin_dir.as_deref().or(self.configuration.drill.bin_dir.as_deref());
         let path = self.environment.get("PATH");
         let programs = Programs::find(plan.backup.server.major(), given, path.as_deref().map(AsRef::as_ref))?;
         report.server_version = Some(programs.version.clone());
-        Ok(Decision { plan, survey, place, programs })
+        Ok(Decision { plan, survey, copies, programs })
     }
 
     async fn in_directory(
@@ -246,11 +249,11 @@ impl Drill<'_> {
         report: &mut DrillReport,
         stage: &mut Stage,
     ) -> anyhow::Result<()> {
-        let Decision { plan, survey, place, programs } = decision;
+        let Decision { plan, survey, copies, programs } = decision;
         let control = survey.control;
         report.seconds.plan = stage.next("restore");
         (report.restored_files, report.restored_bytes) = (survey.files, survey.layout.bytes);
-        let restored = self.restore(throwaway, &plan, survey, place).await;
+        let restored = self.restore(throwaway, &plan, survey, copies).await;
         report.seconds.restore = stage.next("replay");
         if restored.is_err() {
             stage.name = "restore";
@@ -285,23 +288,24 @@ impl Drill<'_> {
         throwaway: &Throwaway,
         plan: &RestorePlan,
         survey: Survey,
-        place: ClusterRepository,
+        copies: Copies,
     ) -> anyhow::Result<()> {
         let chosen = self.options.repository(self.environment, self.configuration)?;
-        let local = (chosen.scheme == Scheme::File).then(|| Path::new(chosen.url.trim_start_matches("file://")));
+        let local = (chosen.scheme == Scheme::File).then(|| PathBuf::from(chosen.url.trim_start_matches("file://")));
+        let local: Vec<PathBuf> = local.into_iter().collect();
         let (data, tablespaces) = (throwaway.data(), throwaway.tablespaces());
         let request = DestinationRequest {
             directory: &data,
             tablespaces: &[],
             tablespace_base: Some(&tablespaces),
-            repository: local,
+            repositories: &local,
         };
         let destination = destination::check(&request, &plan.backup, &survey.layout)?;
         let progress = Progress::start("restore", ProgressDisplay::detect(self.options));
         progress.set_total(survey.layout.bytes);
         let stop = Arc::default();
         let extraction = Extraction {
-            repository: place,
+            copies,
             backup: plan.backup.clone(),
             // What was set on the original by ALTER SYSTEM does not act in the drill.
             auto_conf: self.recovery_settings(plan)?.apply(b"").context("write the recovery settings")?,
@@ -326,7 +330,7 @@ impl Drill<'_> {
             command: RestoreCommand {
                 program: std::env::current_exe().context("find out the path of this program")?,
                 config: std::path::absolute(&config).with_context(|| format!("make {} absolute", config.display()))?,
-                repository: plan.repository.clone(),
+                repository: Some(plan.repository.clone()),
                 system_identifier: plan.backup.server.system_identifier,
             },
         })

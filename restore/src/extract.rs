@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgark_command::Progress;
-use pgark_repository::{Backup, ClusterRepository, IndexedMember, OpenedObject, RepositoryError};
+use pgark_repository::{Backup, IndexedMember, RepositoryError};
 use thiserror::Error;
 use tokio::runtime::Handle;
 
@@ -34,6 +34,7 @@ pub use self::tar_reader::TarReader;
 pub(crate) use self::tree::LastParent;
 use self::tree::Tree;
 use self::write_back::{end_of_writing, write_back};
+use crate::copies::Copies;
 use crate::destination::{Destination, MARKER};
 use crate::survey::{AUTO_CONF, CONTROL_FILE, Survey, TABLESPACE_MAP};
 
@@ -42,7 +43,7 @@ const SIGNALS: [&[u8]; 2] = [b"recovery.signal", b"standby.signal"];
 
 /// What is restored, where to, and how.
 pub struct Extraction {
-    pub repository: ClusterRepository,
+    pub copies: Copies,
     pub backup: Backup,
     pub survey: Survey,
     pub destination: Destination,
@@ -70,15 +71,11 @@ pub enum ExtractError {
 
 /// Restores a backup. On success everything is durable and the cluster can be started.
 pub async fn extract(extraction: Extraction) -> Result<(), ExtractError> {
-    let index_key = extraction.repository.index_key(&extraction.backup);
-    let manifest_key = extraction.repository.manifest_key(&extraction.backup);
-    let index = extraction.repository.open_backup_object(&extraction.backup, &index_key).await?;
-    let manifest = extraction.repository.open_backup_object(&extraction.backup, &manifest_key).await?;
     let runtime = Handle::current();
     let done = tokio::task::spawn_blocking(move || {
         // What is created here has exactly the mode that it is given.
         let usual = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o027));
-        let restored = extraction.run(index, manifest, &runtime);
+        let restored = extraction.run(&runtime);
         rustix::process::umask(usual);
         restored
     });
@@ -86,20 +83,19 @@ pub async fn extract(extraction: Extraction) -> Result<(), ExtractError> {
 }
 
 impl Extraction {
-    fn run(&self, index: OpenedObject, manifest: OpenedObject, runtime: &Handle) -> Result<(), ExtractError> {
+    fn run(&self, runtime: &Handle) -> Result<(), ExtractError> {
         let tree = Tree::create(&self.destination)?;
-        self.restore_parts(&tree, index, runtime)?;
-        finish::finish(self, &tree, manifest)
+        self.restore_parts(&tree, runtime)?;
+        finish::finish(self, &tree, runtime)
     }
 
-    fn restore_parts(&self, tree: &Tree, index: OpenedObject, runtime: &Handle) -> Result<(), ExtractError> {
+    fn restore_parts(&self, tree: &Tree, runtime: &Handle) -> Result<(), ExtractError> {
         let into_tree = IntoTree { extraction: self, tree };
-        let (repository, backup) = (&self.repository, &self.backup);
-        let parts = Parts { repository, backup, jobs: self.jobs, progress: &self.progress, sink: &into_tree };
+        let parts = Parts { copies: &self.copies, jobs: self.jobs, progress: &self.progress, sink: &into_tree };
         let (end, ended) = end_of_writing();
         std::thread::scope(|scope| {
             let writing_back = scope.spawn(move || write_back(tree, &ended));
-            let result = parts.read(index, runtime);
+            let result = parts.read(runtime);
             drop(end);
             result.and(writing_back.join().unwrap_or_else(thread_died))
         })
@@ -136,6 +132,13 @@ impl Sink for IntoTree<'_> {
             return Ok(None);
         }
         self.tree.create_file(last, &member.path, member.mode).map(Some)
+    }
+
+    fn discard(&self, last: &mut LastParent, member: &IndexedMember) -> Result<(), ExtractError> {
+        match self.extraction.is_held_back(&member.path) {
+            true => Ok(()),
+            false => self.tree.remove_file(last, &member.path),
+        }
     }
 
     fn shown(&self, path: &[u8]) -> PathBuf {

@@ -16,6 +16,8 @@ use pgark_postgres::{SegmentHeader, SegmentName, SystemIdentifier, WalFileName, 
 use pgark_repository::{ClusterRepository, ErrorKind, RepositoryError};
 use thiserror::Error;
 
+use crate::archive::Archive;
+
 /// What a standby waits before it tries again.
 const STANDBY_RETRIES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 
@@ -63,32 +65,47 @@ impl FetchError {
 }
 
 /// Fetches a file for a server in recovery.
-pub async fn fetch_wal(
-    repository: &ClusterRepository,
-    name: WalFileName,
-    destination: &Path,
-) -> Result<Fetched, FetchError> {
+pub async fn fetch_wal(archive: &Archive, name: WalFileName, destination: &Path) -> Result<Fetched, FetchError> {
     let mut file_name = destination.file_name().unwrap_or_default().to_owned();
     file_name.push(format!(".pgark-{}", std::process::id()));
     let temporary = destination.with_file_name(file_name);
-    let mut found = fetch_into(repository, name, temporary.clone()).await?;
+    let mut found = fetch_first(archive, name, &temporary).await?;
+    // Only when nobody has the whole of it: pieces may end before it does.
     if let (None, WalFileName::Segment(segment)) = (&found, name) {
-        found = assemble_into(repository, segment, temporary.clone()).await?;
+        found = assemble_into(archive, segment, temporary.clone()).await?;
         if found.is_none() {
             // Pieces go away when their segment is stored whole, and that may have happened just now.
-            found = fetch_into(repository, name, temporary).await?;
+            found = fetch_first(archive, name, &temporary).await?;
         }
     }
     let Some(whole) = found else {
-        prove_that_it_is_there(repository).await?;
+        for repository in archive.repositories() {
+            prove_that_it_is_there(repository).await?;
+        }
         return Ok(Fetched::Absent);
     };
     whole.publish(destination.to_path_buf()).await?;
     Ok(Fetched::InPlace)
 }
 
+/// Fetches a file under a temporary name from the first repository that has it.
+pub(crate) async fn fetch_first(
+    archive: &Archive,
+    name: WalFileName,
+    temporary: &Path,
+) -> Result<Option<WholeFile>, FetchError> {
+    let fetched = archive.first(name, async |repository, number| {
+        let mut own = temporary.as_os_str().to_owned();
+        if number > 0 {
+            own.push(format!(".{number}"));
+        }
+        fetch_into(repository, name, own.into()).await
+    });
+    fetched.await
+}
+
 /// Fetches a file under a temporary name; nothing, where the store states that it is absent.
-pub(crate) async fn fetch_into(
+async fn fetch_into(
     repository: &ClusterRepository,
     name: WalFileName,
     temporary: PathBuf,
@@ -105,21 +122,22 @@ pub(crate) async fn fetch_into(
 /// Writes the segment that was being written last, as far as its pieces go and then zeros, where the server finds the
 /// end of the WAL by itself.
 async fn assemble_into(
-    repository: &ClusterRepository,
+    archive: &Archive,
     segment: SegmentName,
     temporary: PathBuf,
 ) -> Result<Option<WholeFile>, FetchError> {
-    let Some(bytes) = assemble(repository, segment).await? else { return Ok(None) };
+    let Some(bytes) = assemble(archive, segment).await? else { return Ok(None) };
     let temporary = Temporary::create(temporary)?;
     let mut output =
         CheckedWriter { file: temporary.open()?, head: Vec::new(), size: 0, crc: crc32fast::Hasher::new() };
-    let wrong = |source| FetchError::WrongSegment { name: segment, repository: repository.name().to_owned(), source };
+    let place = archive.names();
+    let wrong = |source| FetchError::WrongSegment { name: segment, repository: place.clone(), source };
     let size = SegmentHeader::parse(&bytes).map_err(wrong)?.segment_size.bytes();
     output
         .write_all(&bytes)
         .and_then(|()| io::copy(&mut io::repeat(0).take(size.saturating_sub(output.size)), &mut output))
         .map_err(|source| FetchError::Io { operation: "write", path: temporary.path.clone(), source })?;
-    check_segment(segment, repository.name(), repository.system_identifier(), &output.head, output.size)?;
+    check_segment(segment, &place, archive.system_identifier(), &output.head, output.size)?;
     tracing::info!(file = %segment, bytes = bytes.len(), "put together from the pieces of the last segment");
     Ok(Some(WholeFile { temporary, output }))
 }
@@ -128,29 +146,44 @@ async fn assemble_into(
 ///
 /// The first segment of a timeline begins with a copy of its parent's last bytes. Pieces that hold no more than that
 /// are passed over: the server would take them instead of the parent's segment, which may go further.
-pub(crate) async fn assemble(
-    repository: &ClusterRepository,
-    segment: SegmentName,
-) -> Result<Option<Vec<u8>>, RepositoryError> {
-    let Some(bytes) = repository.assemble_segment(segment).await?.filter(|bytes| bytes.len() >= SegmentHeader::BYTES)
-    else {
+///
+/// All repositories are asked, since one may have been away while the others took more. What they have must agree, as
+/// the pieces of one have to.
+pub(crate) async fn assemble(archive: &Archive, segment: SegmentName) -> Result<Option<Vec<u8>>, RepositoryError> {
+    let mut bytes = Vec::new();
+    for repository in archive.repositories() {
+        if let Some(other) = repository.assemble_segment(segment).await? {
+            bytes = agreed(bytes, other);
+        }
+    }
+    if bytes.len() < SegmentHeader::BYTES {
         return Ok(None);
-    };
+    }
     let Ok(header) = SegmentHeader::parse(&bytes) else { return Ok(Some(bytes)) };
     let end = segment.start(header.segment_size).saturating_add(bytes.len() as u64);
-    let history = repository.timeline_history(segment.timeline).await?;
+    let wanted = WalFileName::History(segment.timeline);
+    let history = archive.first(wanted, async |place, _| place.timeline_history(segment.timeline).await).await?;
     let begin = history.and_then(|history| history.path().last().map(|(_, begin, _)| *begin));
     Ok(Some(bytes).filter(|_| begin.is_none_or(|begin| end > begin)))
 }
 
+/// The longer one as far as it does not contradict the other.
+fn agreed(one: Vec<u8>, other: Vec<u8>) -> Vec<u8> {
+    let (mut long, short) = if one.len() < other.len() { (other, one) } else { (one, other) };
+    if let Some(end) = long.iter().zip(&short).position(|(one, other)| one != other) {
+        long.truncate(end);
+    }
+    long
+}
+
 /// Fetches a file for a standby: tries again for a while when the archive cannot be asked.
 pub async fn fetch_wal_for_standby(
-    repository: &ClusterRepository,
+    archive: &Archive,
     name: WalFileName,
     destination: &Path,
 ) -> Result<Fetched, FetchError> {
     for wait in STANDBY_RETRIES {
-        match fetch_wal(repository, name, destination).await {
+        match fetch_wal(archive, name, destination).await {
             Err(error) if error.is_transient() => {
                 tracing::warn!(file = %name, error = &error as &dyn std::error::Error, "fetching failed; trying again");
                 tokio::time::sleep(wait).await;
@@ -158,7 +191,7 @@ pub async fn fetch_wal_for_standby(
             other => return other,
         }
     }
-    fetch_wal(repository, name, destination).await
+    fetch_wal(archive, name, destination).await
 }
 
 /// The system identifier of the server that asks.

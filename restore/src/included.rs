@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 
 use pgark_command::{ExitCode, Failure};
 use pgark_postgres::check_relative_path;
-use pgark_repository::{Backup, ClusterRepository, ObjectKey, PartReader, RepositoryError, StoredFile};
+use pgark_repository::{Backup, ClusterRepository, Included, ObjectKey, PartReader, RepositoryError, StoredFile};
 
+use crate::copies::Copies;
 use crate::damage::{damaged, reading_failed};
 use crate::destination::Destination;
 use crate::extract::{ExtractError, TarReader, io_failure};
@@ -40,8 +41,9 @@ pub(crate) fn check(directory: &Path, destination: Option<&Destination>, backup:
 }
 
 /// Brings all of them back; durable on return.
-pub(crate) async fn restore(repository: &ClusterRepository, backup: &Backup, below: &Path) -> Result<(), ExtractError> {
-    for (number, included) in (1..).zip(&backup.included) {
+pub(crate) async fn restore(copies: &Copies, backup: &Backup, below: &Path) -> Result<(), ExtractError> {
+    for number in (1..).take(backup.included.len()) {
+        let (repository, backup, included) = whole_copy(copies, number).await?;
         let key = repository.included_key(backup, number);
         let path = included.directory.trim_start_matches('/');
         check_relative_path(path.as_bytes())
@@ -57,6 +59,23 @@ pub(crate) async fn restore(repository: &ClusterRepository, backup: &Backup, bel
         done.await.unwrap_or_else(|error| Err(io_failure("unpack", below, io::Error::other(error))))?;
     }
     Ok(())
+}
+
+/// The first copy of one that is whole. They are small, so each is read before it is unpacked.
+async fn whole_copy(copies: &Copies, number: u32) -> Result<(&ClusterRepository, &Backup, &Included), RepositoryError> {
+    let mut first = None;
+    for copy in copies.in_order() {
+        let (repository, backup) = (&copy.repository, &copy.backup);
+        let Some(included) = backup.included.get(number as usize - 1) else { continue };
+        match check_content(repository, backup, number, &included.object).await {
+            Ok(()) => return Ok((repository, backup, included)),
+            Err(error) => {
+                copies.note_failure(copy, &error);
+                first.get_or_insert(error);
+            }
+        }
+    }
+    Err(first.unwrap_or_else(|| RepositoryError::Input("no repository has the included directory".to_owned())))
 }
 
 /// Reads one to its end, without bringing it back.

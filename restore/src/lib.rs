@@ -4,8 +4,10 @@
 //! timelines and WAL without reading more, [`prove`] asks the WAL itself whether the target will be met, [`survey`]
 //! proves the backup's lists, the destination is checked, and only [`extract`] writes.
 
+mod archive;
 mod base;
 mod catalogue;
+mod copies;
 mod damage;
 mod destination;
 mod drill;
@@ -20,6 +22,7 @@ mod prefetch;
 mod proofs;
 mod reach;
 mod recovery_settings;
+mod shares;
 mod show;
 mod survey;
 mod target;
@@ -33,8 +36,10 @@ pub mod fuzzed {
     pub use crate::extract::TarReader;
 }
 
+pub use archive::Archive;
 pub use base::{BaseArguments, base};
-pub use catalogue::{Catalogue, CatalogueError};
+pub use catalogue::{Catalogue, CatalogueError, Merged};
+pub use copies::Copies;
 pub use destination::{
     Destination, DestinationError, DestinationRequest, PlacedTablespace, check as check_destination,
 };

@@ -18,6 +18,7 @@ use crate::catalogue::Catalogue;
 use crate::moments::{RestorePoint, Window, reachable, restore_points};
 use crate::plan::BackupJson;
 use crate::proofs::{LastProof, read_or_warn};
+use crate::shares::{Share, shares, write_shares};
 use crate::windows::{TimelineWal, timelines};
 
 /// Arguments of `list`.
@@ -39,6 +40,10 @@ pub struct ListArguments {
 #[derive(Serialize)]
 struct ListJson {
     repository: String,
+    /// What each of them has; the rest of this is what all of them have together.
+    repositories: Vec<Share>,
+    /// Why others could not be read.
+    unread: Vec<String>,
     cluster: String,
     system_identifier: SystemIdentifier,
     other_system_identifiers: Vec<SystemIdentifier>,
@@ -74,28 +79,33 @@ pub async fn list(
     configuration: &Configuration,
     arguments: &ListArguments,
 ) -> anyhow::Result<ExitCode> {
-    let chosen = options.repository(environment, configuration)?;
-    let repository = open_repository(chosen, Side::Reading)?;
-    let loaded = Catalogue::load_without_key(&repository, &configuration.cluster.name, arguments.system_identifier);
-    let (catalogue, repository) = loaded.await.context("read the repository")?;
-    let reachable = reachable(&catalogue, &repository).await;
+    let chosen = options.repositories(environment, configuration)?;
+    let open = |repository| open_repository(repository, Side::Reading);
+    let repositories = chosen.into_iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
+    let loaded =
+        Catalogue::load_all(&repositories, &configuration.cluster.name, arguments.system_identifier, true).await;
+    let merged = loaded.context("read the repository")?;
+    let (catalogue, archive) = (&merged.catalogue, merged.archive());
+    let shares = shares(&merged);
+    let reachable = reachable(catalogue, &archive).await;
     let restore_points = match arguments.restore_points {
-        true => Some(restore_points(&repository, &reachable).await.context("search the archived WAL")?),
+        true => Some(restore_points(&archive, &reachable).await.context("search the archived WAL")?),
         false => None,
     };
     let proofs = read_or_warn(configuration, catalogue.system_identifier).await;
     let windows = reachable.into_iter().map(|way| way.window).collect();
     let mut report = Report::to_stdout();
     if arguments.json {
-        report.json("list", &json(&catalogue, &proofs, windows, restore_points))?;
+        report.json("list", &json(catalogue, &proofs, shares, windows, restore_points))?;
     } else {
-        write_text(&mut report, &catalogue, &proofs)?;
+        write_text(&mut report, catalogue, &proofs)?;
+        write_shares(&mut report, &shares, &catalogue.unread)?;
         write_windows(&mut report, &windows)?;
         if let Some(points) = &restore_points {
             write_restore_points(&mut report, points)?;
         }
         writeln!(report)?;
-        write_wal(&mut report, &timelines(&catalogue))?;
+        write_wal(&mut report, &timelines(catalogue))?;
         report.flush()?;
     }
     Ok(ExitCode::Done)
@@ -104,6 +114,7 @@ pub async fn list(
 fn json(
     catalogue: &Catalogue,
     proofs: &[Proof],
+    repositories: Vec<Share>,
     windows: Vec<Window>,
     restore_points: Option<Vec<RestorePoint>>,
 ) -> ListJson {
@@ -111,6 +122,8 @@ fn json(
         |backup: &Backup| ListedJson { backup: BackupJson::from(backup), proof: LastProof::of(&backup.id, proofs) };
     ListJson {
         repository: catalogue.repository.clone(),
+        repositories,
+        unread: catalogue.unread.clone(),
         cluster: catalogue.cluster.clone(),
         system_identifier: catalogue.system_identifier,
         other_system_identifiers: catalogue.others.clone(),

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use pgark_postgres::{Lsn, SegmentName, TimelineId, WalEvent};
-use pgark_repository::{Backup, BackupId, ClusterRepository};
+use pgark_repository::{Backup, BackupId};
 use serde::Serialize;
 
+use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::plan::{PlanError, Request, RestorePlan, plan};
 use crate::reach::{ReachError, recent_transaction, stop_point, walk_events};
@@ -48,11 +49,11 @@ pub(crate) struct Reachable {
 }
 
 /// Plans a restore to the end of each timeline from each backup, and asks the WAL for the last transaction.
-pub(crate) async fn reachable(catalogue: &Catalogue, repository: &ClusterRepository) -> Vec<Reachable> {
+pub(crate) async fn reachable(catalogue: &Catalogue, archive: &Archive) -> Vec<Reachable> {
     let mut found = Vec::new();
     for plans in windows(catalogue) {
         let Some(first) = plans.first() else { continue };
-        let (last_transaction, unreadable) = match recent_transaction(repository, first).await {
+        let (last_transaction, unreadable) = match recent_transaction(archive, first).await {
             Ok(point) => (point.and_then(|point| Timestamp::from_microsecond(point.time?).ok()), None),
             Err(error) => (None, Some(format!("{:#}", anyhow::Error::from(error)))),
         };
@@ -103,12 +104,12 @@ pub(crate) fn plan_without_target(
 
 /// Reads all WAL of the windows for the restore points in it.
 pub(crate) async fn restore_points(
-    repository: &ClusterRepository,
+    archive: &Archive,
     reachable: &[Reachable],
 ) -> Result<Vec<RestorePoint>, ReachError> {
     let mut points = BTreeMap::new();
     for way in reachable {
-        walk_events(repository, &way.plan, |event, segment| {
+        walk_events(archive, &way.plan, |event, segment| {
             if let WalEvent::RestorePoint { name, .. } = event {
                 let at = stop_point(event, segment);
                 let time = at.time.and_then(|time| Timestamp::from_microsecond(time).ok());

@@ -413,6 +413,12 @@ fn notes(catalogue: &Catalogue, path: &TimelineHistory, backup: &Backup, size: S
             left_out.join(", ")
         ));
     }
+    for reason in &catalogue.unread {
+        notes.push(format!(
+            "what only another repository holds is not in this plan ({reason}); while it does not answer, recovery stops \
+             where the others end, unless --repository chooses one"
+        ));
+    }
     if !catalogue.others.is_empty() {
         let others = catalogue.others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         notes.push(format!(

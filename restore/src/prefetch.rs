@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt, stream};
 use pgark_command::{data_directory_of_wal_file, read_control_file};
 use pgark_postgres::{SegmentName, SegmentSize, SystemIdentifier, WalFileName};
-use pgark_repository::ClusterRepository;
 
-use crate::fetch_wal::{FetchError, check_segment, fetch_into};
+use crate::archive::Archive;
+use crate::fetch_wal::{FetchError, check_segment, fetch_first};
 
 /// What PostgreSQL calls the file that a restore command makes. A person who fetches a segment gives another name.
 const SERVERS_SEGMENT: &str = "RECOVERYXLOG";
@@ -125,7 +125,7 @@ impl Prefetch {
     }
 
     /// Fetches what comes behind the segment, until all of it is there or one is missing.
-    pub(crate) async fn run(&self, repository: &ClusterRepository) -> anyhow::Result<()> {
+    pub(crate) async fn run(&self, archive: &Archive) -> anyhow::Result<()> {
         let size = read_control_file(&data_directory_of_wal_file(&self.destination))?.segment_size;
         // The lock ends with this process. Without the directory the server has no more use for all this.
         let lock = File::options().create(true).truncate(false).write(true).open(self.directory.join(LOCK))?;
@@ -135,7 +135,7 @@ impl Prefetch {
         let wanted = self.wanted(size);
         self.remove_all_but(&wanted)?;
         let missing = wanted.into_iter().filter(|segment| self.ready(*segment).is_none());
-        let mut fetches = stream::iter(missing).map(|segment| self.fetch(repository, segment)).buffered(AT_ONCE);
+        let mut fetches = stream::iter(missing).map(|segment| self.fetch(archive, segment)).buffered(AT_ONCE);
         while let Some(fetched) = fetches.next().await {
             if !fetched? {
                 break;
@@ -144,9 +144,9 @@ impl Prefetch {
         Ok(())
     }
 
-    async fn fetch(&self, repository: &ClusterRepository, segment: SegmentName) -> Result<bool, FetchError> {
+    async fn fetch(&self, archive: &Archive, segment: SegmentName) -> Result<bool, FetchError> {
         let temporary = self.unfinished(segment);
-        let Some(whole) = fetch_into(repository, WalFileName::Segment(segment), temporary).await? else {
+        let Some(whole) = fetch_first(archive, WalFileName::Segment(segment), &temporary).await? else {
             return Ok(false);
         };
         let path = self.directory.join(format!("{segment}.{:08x}", whole.crc()));

@@ -9,9 +9,10 @@ use std::io;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use pgark_command::TargetTime;
 use pgark_postgres::{Lsn, RecordWalker, SegmentName, WalEvent, WalFileName, WalRecordError};
-use pgark_repository::{ClusterRepository, RepositoryError};
+use pgark_repository::RepositoryError;
 use thiserror::Error;
 
+use crate::archive::Archive;
 use crate::fetch_wal::assemble;
 use crate::plan::{PlannedSegment, RestorePlan, StopPoint};
 use crate::target::RecoveryTarget;
@@ -98,8 +99,8 @@ impl ReachError {
 }
 
 /// Searches the plan's WAL for its target, and notes in the plan where recovery will stop.
-pub async fn prove(repository: &ClusterRepository, plan: &mut RestorePlan) -> Result<(), ReachError> {
-    let search = Search { repository, plan };
+pub async fn prove(archive: &Archive, plan: &mut RestorePlan) -> Result<(), ReachError> {
+    let search = Search { archive, plan };
     match plan.target.stop.clone() {
         RecoveryTarget::Immediate => {}
         RecoveryTarget::EndOfArchive => plan.last_transaction = search.last_transaction(LOOK_BACK).await?,
@@ -152,28 +153,22 @@ pub async fn prove(repository: &ClusterRepository, plan: &mut RestorePlan) -> Re
 }
 
 /// Finds the last transaction in the WAL that is there, as advice for a plan that was refused.
-pub async fn last_transaction(
-    repository: &ClusterRepository,
-    plan: &RestorePlan,
-) -> Result<Option<StopPoint>, ReachError> {
-    Search { repository, plan }.last_transaction(usize::MAX).await
+pub async fn last_transaction(archive: &Archive, plan: &RestorePlan) -> Result<Option<StopPoint>, ReachError> {
+    Search { archive, plan }.last_transaction(usize::MAX).await
 }
 
 /// Finds the last transaction if it ended in one of the last few segments.
-pub(crate) async fn recent_transaction(
-    repository: &ClusterRepository,
-    plan: &RestorePlan,
-) -> Result<Option<StopPoint>, ReachError> {
-    Search { repository, plan }.last_transaction(LOOK_BACK).await
+pub(crate) async fn recent_transaction(archive: &Archive, plan: &RestorePlan) -> Result<Option<StopPoint>, ReachError> {
+    Search { archive, plan }.last_transaction(LOOK_BACK).await
 }
 
 /// Shows every event from the end of the plan's backup to the end of its WAL, with the segment in which it was complete.
 pub(crate) async fn walk_events(
-    repository: &ClusterRepository,
+    archive: &Archive,
     plan: &RestorePlan,
     mut show: impl FnMut(&WalEvent, SegmentName),
 ) -> Result<(), ReachError> {
-    let search = Search { repository, plan };
+    let search = Search { archive, plan };
     let shown = search.forwards(|event, segment| {
         show(event, segment);
         false
@@ -183,15 +178,15 @@ pub(crate) async fn walk_events(
 
 /// Reads a segment of the plan.
 pub(crate) async fn fetch_segment(
-    repository: &ClusterRepository,
+    archive: &Archive,
     plan: &RestorePlan,
     name: SegmentName,
 ) -> Result<Vec<u8>, ReachError> {
-    Search { repository, plan }.fetch(name).await
+    Search { archive, plan }.fetch(name).await
 }
 
 struct Search<'s> {
-    repository: &'s ClusterRepository,
+    archive: &'s Archive,
     plan: &'s RestorePlan,
 }
 
@@ -341,12 +336,15 @@ impl Search<'_> {
 
     async fn fetch(&self, name: SegmentName) -> Result<Vec<u8>, ReachError> {
         let limit = self.plan.segment_size.bytes() as usize;
-        let output = Segment { bytes: Vec::with_capacity(limit), limit };
-        match self.repository.fetch_wal_file(&WalFileName::Segment(name), output).await? {
+        let fetched = self.archive.first(name, async |repository, _| {
+            let output = Segment { bytes: Vec::with_capacity(limit), limit };
+            repository.fetch_wal_file(&WalFileName::Segment(name), output).await
+        });
+        match fetched.await? {
             Some(segment) => Ok(segment.bytes),
             // The plan counts on its pieces, or it has been deleted.
             None => {
-                let assembled = assemble(self.repository, name).await?;
+                let assembled = assemble(self.archive, name).await?;
                 let mut bytes = assembled.ok_or(ReachError::Vanished { segment: name })?;
                 bytes.resize(limit, 0);
                 Ok(bytes)

@@ -79,7 +79,8 @@ pub struct RestoreCommand {
     pub program: PathBuf,
     /// The absolute path of the configuration.
     pub config: PathBuf,
-    pub repository: String,
+    /// The repository, where it is to be one alone; otherwise all of the configuration.
+    pub repository: Option<String>,
     pub system_identifier: SystemIdentifier,
 }
 
@@ -136,16 +137,12 @@ impl RestoreCommand {
     pub fn line(&self, mode: RecoveryMode) -> Vec<u8> {
         let mut line = Vec::new();
         let system_identifier = self.system_identifier.to_string();
-        let words: [&OsStr; 8] = [
-            self.program.as_os_str(),
-            OsStr::new("wal"),
-            OsStr::new("--config"),
-            self.config.as_os_str(),
-            OsStr::new("--repository"),
-            OsStr::new(&self.repository),
-            OsStr::new("--system-identifier"),
-            OsStr::new(&system_identifier),
-        ];
+        let mut words =
+            vec![self.program.as_os_str(), OsStr::new("wal"), OsStr::new("--config"), self.config.as_os_str()];
+        if let Some(repository) = &self.repository {
+            words.extend([OsStr::new("--repository"), OsStr::new(repository)]);
+        }
+        words.extend([OsStr::new("--system-identifier"), OsStr::new(&system_identifier)]);
         for word in words {
             quote(word.as_bytes(), &mut line);
             line.push(b' ');

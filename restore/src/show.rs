@@ -52,10 +52,12 @@ pub async fn show(
     configuration: &Configuration,
     arguments: &ShowArguments,
 ) -> anyhow::Result<ExitCode> {
-    let chosen = options.repository(environment, configuration)?;
-    let repository = open_repository(chosen, Side::Reading)?;
-    let loaded = Catalogue::load(&repository, &configuration.cluster.name, arguments.system_identifier);
-    let (catalogue, _) = loaded.await.context("read the repository")?;
+    let chosen = options.repositories(environment, configuration)?;
+    let open = |repository| open_repository(repository, Side::Reading);
+    let repositories = chosen.into_iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
+    let loaded =
+        Catalogue::load_all(&repositories, &configuration.cluster.name, arguments.system_identifier, false).await;
+    let catalogue = loaded.context("read the repository")?.catalogue;
     let planned = |stop, timeline| {
         let target = Target { stop, timeline, ..Target::end_of_archive() };
         plan(&catalogue, &Request { target, backup: Some(arguments.id.clone()) })

@@ -6,9 +6,9 @@ use anyhow::Context;
 use clap::Args;
 use pgark_command::{Configuration, Environment, ExitCode, GlobalOptions, Side, open_repository};
 use pgark_postgres::{SystemIdentifier, WalFileName};
-use pgark_repository::ClusterRepository;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::archive::Archive;
 use crate::fetch_wal::{Fetched, fetch_wal, fetch_wal_for_standby, system_identifier_of};
 use crate::prefetch::{self, Prefetch};
 
@@ -53,9 +53,13 @@ pub async fn wal(
         Some(given) => given,
         None => system_identifier_of(&arguments.destination).with_context(fetch)?,
     };
-    let open = || -> anyhow::Result<ClusterRepository> {
-        let chosen = options.repository(environment, configuration)?;
-        Ok(open_repository(chosen, Side::Reading)?.cluster(&configuration.cluster.name, system_identifier)?)
+    let open = || -> anyhow::Result<Archive> {
+        let mut places = Vec::new();
+        for chosen in options.repositories(environment, configuration)? {
+            let repository = open_repository(chosen, Side::Reading)?;
+            places.push((repository.cluster(&configuration.cluster.name, system_identifier)?, Vec::new()));
+        }
+        Ok(Archive::new(places))
     };
     if arguments.is_prefetch {
         // Nobody waits for its outcome: what it could not fetch is asked for in time, and its failure told then.
@@ -72,11 +76,11 @@ pub async fn wal(
         {
             return Ok(Fetched::InPlace);
         }
-        let repository = open()?;
+        let archive = open()?;
         if arguments.standby {
-            Ok(fetch_wal_for_standby(&repository, arguments.name, &arguments.destination).await?)
+            Ok(fetch_wal_for_standby(&archive, arguments.name, &arguments.destination).await?)
         } else {
-            Ok(fetch_wal(&repository, arguments.name, &arguments.destination).await?)
+            Ok(fetch_wal(&archive, arguments.name, &arguments.destination).await?)
         }
     };
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;

@@ -8,7 +8,8 @@ use pgark_command::TargetTime;
 use pgark_postgres::{Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalFileName};
 use pgark_repository::{Backup, BackupList, ClusterRepository, PreparedWalFile, Repository, RepositoryOptions};
 use pgark_restore::{
-    Catalogue, ReachError, RecoveryTarget, Request, RestorePlan, Target, TargetAction, TargetTimeline, plan, prove,
+    Archive, Catalogue, ReachError, RecoveryTarget, Request, RestorePlan, Target, TargetAction, TargetTimeline, plan,
+    prove,
 };
 
 /// A transaction of the test: its number, its time in microseconds since 1970, and a position before its commit and one
@@ -100,6 +101,7 @@ fn world() -> World {
         wal: runtime.block_on(place.wal_inventory()).unwrap(),
         histories: BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]),
         others: Vec::new(),
+        unread: Vec::new(),
     };
     World { _folder: folder, runtime, place, catalogue, done, restore_point }
 }
@@ -144,7 +146,7 @@ impl World {
     fn prove(&self, stop: RecoveryTarget, inclusive: bool) -> Result<RestorePlan, ReachError> {
         let target = Target { stop, inclusive, timeline: TargetTimeline::Latest, action: TargetAction::Pause };
         let mut planned = plan(&self.catalogue, &Request { target, backup: None }).unwrap();
-        self.runtime.block_on(prove(&self.place, &mut planned)).map(|()| planned)
+        self.runtime.block_on(prove(&Archive::of(self.place.clone()), &mut planned)).map(|()| planned)
     }
 
     fn time(&self, time: i64, inclusive: bool) -> Result<RestorePlan, ReachError> {

@@ -19,6 +19,8 @@ pub struct RepositoryConfiguration {
     /// As written, `s3://bucket/prefix`; it holds no secret.
     pub url: String,
     pub scheme: Scheme,
+    /// Whether nothing counts as stored without it. Without one that is not, all goes on, and it is filled up later.
+    pub required: bool,
     /// S3 only.
     pub region: Option<String>,
     /// Another address than the cloud's own.
@@ -159,6 +161,13 @@ pub(super) fn read_all(
         let sentence = "no repository is configured: add a [[repository]] table with `name` and `url`".to_owned();
         faults.push(Fault { origin: document.at_line(1), sentence });
     }
+    if repositories.len() > 1 && repositories.iter().all(|repository| !repository.required) {
+        let sentence =
+            "no repository is required, so nothing would ever count as stored: take `required = false` away \
+                        from one of them"
+                .to_owned();
+        faults.push(Fault { origin: document.at_line(1), sentence });
+    }
     repositories
 }
 
@@ -169,6 +178,7 @@ fn read(section: &mut Section<'_>, document: &Document<'_>) -> Option<Repository
     let recipients: Vec<String> = section.list("recipients");
     let recipients_file = section.path("recipients_file");
     let identity = section.secret("identity", "identity_file");
+    let required = section.boolean("required").unwrap_or(true);
     let place = read_store(section, document, url);
 
     for recipient in &recipients {
@@ -179,7 +189,7 @@ fn read(section: &mut Section<'_>, document: &Document<'_>) -> Option<Repository
     if !recipients.is_empty() && recipients_file.is_some() {
         section.fault("`recipients` and `recipients_file` exclude each other".to_owned());
     }
-    Some(RepositoryConfiguration { name: name?, recipients, recipients_file, identity, ..place? })
+    Some(RepositoryConfiguration { name: name?, required, recipients, recipients_file, identity, ..place? })
 }
 
 /// Reads a place that is no repository of backups: it has a URL or does not exist, and nothing in it is encrypted.
@@ -242,6 +252,7 @@ fn read_store(
         name: String::new(),
         url,
         scheme,
+        required: true,
         region,
         endpoint,
         path_style,

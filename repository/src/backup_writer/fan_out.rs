@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 
+use super::targets::BackupTargets;
 use crate::cluster::ClusterRepository;
 use crate::encryption::EncryptedStream;
 use crate::error::{RepositoryError, Result};
@@ -10,9 +11,13 @@ use crate::keys::{ClusterKeys, ObjectKey, Sealing};
 use crate::store::{ObjectWriter, StoredObject};
 
 /// An object that is being written to every repository.
-pub(super) struct FanOut(Vec<Target>);
+pub(super) struct FanOut {
+    targets: BackupTargets,
+    /// In the order of the repositories; nothing for one that is left out.
+    outputs: Vec<Option<Output>>,
+}
 
-struct Target {
+struct Output {
     writer: ObjectWriter,
     /// Away while it works on another thread; where it did not come back, nothing more is written.
     seal: Option<EncryptedStream>,
@@ -21,38 +26,58 @@ struct Target {
 
 impl FanOut {
     pub(super) async fn begin(
-        repositories: &[ClusterRepository],
+        targets: &BackupTargets,
         key: impl Fn(&ClusterKeys, Sealing) -> ObjectKey,
     ) -> Result<Self> {
-        let mut targets = Vec::with_capacity(repositories.len());
-        for repository in repositories {
-            let sealing = repository.sealing();
-            let key = key(repository.keys(), sealing);
-            let seal = match sealing {
-                Sealing::Plain => None,
-                Sealing::Age => Some(repository.recipients().encrypt(None).map_err(encrypt_failure)?),
-            };
-            targets.push(Target { writer: repository.store().begin(&key).await?, seal, sealing });
+        let mut outputs: Vec<Option<Output>> = Vec::new();
+        outputs.resize_with(targets.count(), || None);
+        for (place, target) in targets.there() {
+            outputs[place] = target.attempt(Output::begin(&target.repository, &key)).await?;
         }
-        Ok(Self(targets))
+        Ok(Self { targets: targets.clone(), outputs })
     }
 
     pub(super) async fn write(&mut self, bytes: Bytes) -> Result<()> {
-        try_join_all(self.0.iter_mut().map(|target| target.write(bytes.clone()))).await.map(drop)
+        let targets = &self.targets;
+        let write = async |(place, output): (usize, &mut Option<Output>)| {
+            let (Some(target), Some(open)) = (targets.target(place), output.as_mut()) else { return Ok(()) };
+            if target.attempt(open.write(bytes.clone())).await?.is_none() {
+                // What was uploaded of it is removed in the background.
+                *output = None;
+            }
+            Ok(())
+        };
+        try_join_all(self.outputs.iter_mut().enumerate().map(write)).await.map(drop)
     }
 
-    pub(super) async fn finish(self) -> Result<Vec<StoredObject>> {
-        try_join_all(self.0.into_iter().map(Target::finish)).await
+    /// In the order of the repositories; nothing for one that is left out.
+    pub(super) async fn finish(self) -> Result<Vec<Option<StoredObject>>> {
+        let targets = &self.targets;
+        let finish = async |(place, output): (usize, Option<Output>)| match (targets.target(place), output) {
+            (Some(target), Some(output)) => target.attempt(output.finish()).await,
+            _ => Ok(None),
+        };
+        try_join_all(self.outputs.into_iter().enumerate().map(finish)).await
     }
 
     pub(super) async fn abort(self) {
-        for target in self.0 {
-            target.writer.abort().await;
+        for output in self.outputs.into_iter().flatten() {
+            output.writer.abort().await;
         }
     }
 }
 
-impl Target {
+impl Output {
+    async fn begin(repository: &ClusterRepository, key: impl Fn(&ClusterKeys, Sealing) -> ObjectKey) -> Result<Self> {
+        let sealing = repository.sealing();
+        let key = key(repository.keys(), sealing);
+        let seal = match sealing {
+            Sealing::Plain => None,
+            Sealing::Age => Some(repository.recipients().encrypt(None).map_err(encrypt_failure)?),
+        };
+        Ok(Self { writer: repository.store().begin(&key).await?, seal, sealing })
+    }
+
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
         let bytes = match self.sealing {
             Sealing::Plain => bytes,

@@ -51,20 +51,22 @@ impl CheckedBackup {
     /// # Errors
     /// When a repository fails.
     pub async fn include(&mut self, directories: Vec<IncludedDirectory>, level: i32) -> Result<()> {
-        let repositories = &self.stored.repositories;
-        self.included.resize_with(repositories.len(), Vec::new);
+        let targets = &self.stored.targets;
+        self.included.resize_with(targets.count(), Vec::new);
         for (number, mut included) in (1..).zip(directories) {
             included.archive.extend_from_slice(&END_OF_ARCHIVE);
             let sha256 = hex(&Sha256::digest(&included.archive));
             let compressed = compress(&included.archive, level)?;
             let key = |keys: &crate::keys::ClusterKeys, sealing| keys.included(&self.stored.id, number, sealing);
-            let mut output = FanOut::begin(repositories, key).await?;
+            let mut output = FanOut::begin(targets, key).await?;
             if let Err(error) = output.write(compressed).await {
                 output.abort().await;
                 return Err(error);
             }
             let objects = output.finish().await?;
-            for ((repository, object), list) in repositories.iter().zip(objects).zip(&mut self.included) {
+            for (place, target) in targets.there() {
+                let (repository, list) = (&target.repository, &mut self.included[place]);
+                let Some(object) = objects[place] else { continue };
                 let key = repository.keys().included(&self.stored.id, number, repository.sealing());
                 list.push(Included {
                     directory: included.directory.clone(),

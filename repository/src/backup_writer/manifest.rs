@@ -15,6 +15,7 @@ use super::fan_out::FanOut;
 use super::{CheckedBackup, StoredBackup, compress_failure, hex, stored_file};
 use crate::error::{RepositoryError, Result, in_full};
 use crate::index::{IndexLine, IndexReader, IndexedMember};
+use crate::store::StoredObject;
 
 /// Bytes of compressed manifest that are gathered before they are stored.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -80,16 +81,12 @@ impl ManifestWriter {
         };
         let sha256 = hex(&self.digest.finalize());
         let objects = self.output.finish().await?;
-        let manifest = self
-            .stored
-            .repositories
-            .iter()
-            .zip(objects)
-            .map(|(repository, object)| {
-                let key = repository.keys().manifest(&self.stored.id, repository.sealing());
-                stored_file(key.file_name().to_owned(), object, &sha256)
-            })
-            .collect();
+        let stored = |(place, object): (usize, Option<StoredObject>)| {
+            let repository = &self.stored.targets.target(place)?.repository;
+            let key = repository.keys().manifest(&self.stored.id, repository.sealing());
+            Some(stored_file(key.file_name().to_owned(), object?, &sha256))
+        };
+        let manifest = objects.into_iter().enumerate().map(stored).collect();
         Ok((CheckedBackup { stored: self.stored, manifest, included: Vec::new() }, end))
     }
 

@@ -8,9 +8,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::fan_out::FanOut;
+use super::targets::BackupTargets;
 use super::{BackupWriterOptions, shared_compressor};
 use crate::backup_id::BackupId;
-use crate::cluster::ClusterRepository;
 use crate::compression::{FRAME_BYTES, FrameCompressor};
 use crate::error::{RepositoryError, Result};
 use crate::store::StoredObject;
@@ -25,8 +25,8 @@ const FINISH_LIMIT: Duration = Duration::from_secs(3);
 pub(super) struct FinishedPart {
     pub(super) number: u32,
     pub(super) raw_size: u64,
-    /// In the order of the repositories.
-    pub(super) objects: Vec<StoredObject>,
+    /// In the order of the repositories; nothing for one that is left out.
+    pub(super) objects: Vec<Option<StoredObject>>,
 }
 
 /// Takes raw bytes, cuts them into frames, and has them compressed and stored.
@@ -49,7 +49,7 @@ enum Command {
 }
 
 impl PartStream {
-    pub(super) fn new(repositories: Vec<ClusterRepository>, id: BackupId, options: BackupWriterOptions) -> Self {
+    pub(super) fn new(targets: BackupTargets, id: BackupId, options: BackupWriterOptions) -> Self {
         let jobs = options.jobs.max(1);
         let (commands, queue) = mpsc::channel(jobs + 1);
         Self {
@@ -59,7 +59,7 @@ impl PartStream {
             workers: Arc::new(Semaphore::new(jobs)),
             commands: Some(commands),
             frames: None,
-            storing: Some(tokio::spawn(store_parts(repositories, id, queue))),
+            storing: Some(tokio::spawn(store_parts(targets, id, queue))),
         }
     }
 
@@ -155,13 +155,13 @@ impl PartStream {
 }
 
 async fn store_parts(
-    repositories: Vec<ClusterRepository>,
+    targets: BackupTargets,
     id: BackupId,
     mut queue: mpsc::Receiver<Command>,
 ) -> Result<Vec<FinishedPart>> {
     let mut current: Option<FanOut> = None;
     let mut finishing = JoinSet::new();
-    let stored = store_queue(&repositories, &id, &mut queue, &mut current, &mut finishing).await;
+    let stored = store_queue(&targets, &id, &mut queue, &mut current, &mut finishing).await;
     if let Some(part) = current.take() {
         part.abort().await;
     }
@@ -172,7 +172,7 @@ async fn store_parts(
 }
 
 async fn store_queue(
-    repositories: &[ClusterRepository],
+    targets: &BackupTargets,
     id: &BackupId,
     queue: &mut mpsc::Receiver<Command>,
     current: &mut Option<FanOut>,
@@ -195,7 +195,7 @@ async fn store_queue(
                 frames.push(u32::try_from(stored.len()).unwrap_or(u32::MAX));
                 if current.is_none() {
                     let key = |keys: &crate::keys::ClusterKeys, sealing| keys.part(id, number, sealing);
-                    *current = Some(FanOut::begin(repositories, key).await?);
+                    *current = Some(FanOut::begin(targets, key).await?);
                 }
                 if let Some(part) = current {
                     part.write(Bytes::from(stored)).await?;

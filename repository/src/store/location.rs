@@ -38,6 +38,8 @@ pub struct RepositoryOptions {
     pub ca_certificates: Option<Vec<u8>>,
     /// How to prove who we are.
     pub credentials: Credentials,
+    /// Nobody waits for it: what it lacks is copied into it later.
+    pub is_optional: bool,
 }
 
 impl std::fmt::Debug for RepositoryOptions {
@@ -127,6 +129,7 @@ pub(super) fn open(options: &RepositoryOptions) -> Result<Store> {
         objects: connect(retries(Duration::from_secs(15)))?,
         patient: connect(retries(Duration::from_secs(180)))?,
         prefix,
+        is_impatient: false,
         directory: None,
     })
 }
@@ -148,6 +151,7 @@ fn local(options: &RepositoryOptions, url: &Url) -> Result<Store> {
         patient: Arc::clone(&objects),
         objects,
         prefix,
+        is_impatient: false,
         directory: Some(Arc::new(directory)),
     })
 }

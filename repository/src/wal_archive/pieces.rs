@@ -51,6 +51,12 @@ impl PreparedPiece {
         self.segment
     }
 
+    /// How many bytes are stored of it, but for encryption.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.content.len() as u64
+    }
+
     /// Which bytes it holds.
     #[must_use]
     pub fn piece(&self) -> WalPiece {

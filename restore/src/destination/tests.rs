@@ -69,7 +69,7 @@ impl Place {
             directory: &self.path("data"),
             tablespaces: &self.given,
             tablespace_base: self.base.as_deref(),
-            repository,
+            repositories: &repository.map(Path::to_path_buf).into_iter().collect::<Vec<_>>(),
         };
         // The tests may run as root, which is refused one step earlier.
         let user = std::fs::metadata(self.folder.path()).unwrap().uid();
@@ -114,7 +114,7 @@ fn d01_a_directory_of_somebody_else_is_refused() {
     let place = Place::new();
     let owner = std::fs::metadata(place.directory("data")).unwrap().uid();
     let data = place.path("data");
-    let request = DestinationRequest { directory: &data, tablespaces: &[], tablespace_base: None, repository: None };
+    let request = DestinationRequest { directory: &data, tablespaces: &[], tablespace_base: None, repositories: &[] };
     let refused = check_as(owner + 1, &request, &place.backup, &place.layout);
     assert!(matches!(refused, Err(DestinationError::Owner { .. })));
 }
@@ -239,7 +239,7 @@ fn what_cannot_be_looked_at_is_not_taken_for_absent() {
         place.file("data", "x");
         let inside = place.path("data/inside");
         let request =
-            DestinationRequest { directory: &inside, tablespaces: &[], tablespace_base: None, repository: None };
+            DestinationRequest { directory: &inside, tablespaces: &[], tablespace_base: None, repositories: &[] };
         let refused = check_as(0, &request, &place.backup, &place.layout);
         assert!(matches!(refused, Err(DestinationError::Unreadable { .. })), "{refused:?}");
     } else {
@@ -248,7 +248,7 @@ fn what_cannot_be_looked_at_is_not_taken_for_absent() {
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
         let inside = closed.join("data");
         let request =
-            DestinationRequest { directory: &inside, tablespaces: &[], tablespace_base: None, repository: None };
+            DestinationRequest { directory: &inside, tablespaces: &[], tablespace_base: None, repositories: &[] };
         let user = rustix::process::geteuid().as_raw();
         let refused = check_as(user, &request, &place.backup, &place.layout);
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();

@@ -6,16 +6,16 @@ use std::hash::{BuildHasher, Hasher};
 
 use jiff::Timestamp;
 use pgark_command::TargetTime;
-use pgark_repository::ClusterRepository;
 
+use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::moments::{Window, reachable};
 use crate::target::{RecoveryTarget, Target, TargetTimeline};
 
 /// Chooses a moment, each as likely as any other, of all windows that `list` shows. Where no transaction has followed a
 /// backup, it is the end of a backup.
-pub(crate) async fn random(catalogue: &Catalogue, repository: &ClusterRepository) -> Target {
-    let windows: Vec<Window> = reachable(catalogue, repository).await.into_iter().map(|way| way.window).collect();
+pub(crate) async fn random(catalogue: &Catalogue, archive: &Archive) -> Target {
+    let windows: Vec<Window> = reachable(catalogue, archive).await.into_iter().map(|way| way.window).collect();
     let mut target = choose(&windows, random_number());
     if target.stop == RecoveryTarget::Immediate {
         target.timeline = TargetTimeline::Latest;

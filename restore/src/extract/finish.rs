@@ -8,16 +8,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use pgark_postgres::{ManifestChecksum, TablespaceMap};
-use pgark_repository::OpenedObject;
 use rustix::fs::AtFlags;
 use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
 
 use super::tree::{LastParent, Tree};
 use super::write_back::sync_file_systems;
 use super::{ExtractError, Extraction, io_failure};
+use crate::copies::{List, StoredCopy};
 use crate::damage::{damaged, reading_failed};
 use crate::destination::MARKER;
-use crate::survey::{AUTO_CONF, DigestReader, TABLESPACE_MAP, decompress};
+use crate::survey::{AUTO_CONF, DigestReader, TABLESPACE_MAP};
 
 /// The name of `pg_control` until it is durable.
 pub(super) const NEW_CONTROL_FILE: &str = "pg_control.pgark";
@@ -26,7 +27,7 @@ const OWN_MODE: u32 = 0o640;
 /// Far more than a line of a manifest has; a longer one comes in pieces.
 const LINE_LIMIT: u64 = 1 << 20;
 
-pub(super) fn finish(extraction: &Extraction, tree: &Tree, manifest: OpenedObject) -> Result<(), ExtractError> {
+pub(super) fn finish(extraction: &Extraction, tree: &Tree, runtime: &Handle) -> Result<(), ExtractError> {
     let last = &mut LastParent::default();
     let map = link_tablespaces(extraction, tree)?;
     if let Some(map) = &map {
@@ -34,7 +35,7 @@ pub(super) fn finish(extraction: &Extraction, tree: &Tree, manifest: OpenedObjec
     }
     write_file(tree, last, AUTO_CONF, &extraction.auto_conf)?;
     write_file(tree, last, extraction.signal_file.as_bytes(), b"")?;
-    write_manifest(extraction, tree, last, manifest, map.as_deref())?;
+    write_manifest(extraction, tree, last, runtime, map.as_deref())?;
     sync_file_systems(tree)?;
     for root in tree.roots() {
         sync_parent(&root.path)?;
@@ -77,11 +78,13 @@ fn write_manifest(
     extraction: &Extraction,
     tree: &Tree,
     last: &mut LastParent,
-    manifest: OpenedObject,
+    runtime: &Handle,
     map: Option<&[u8]>,
 ) -> Result<(), ExtractError> {
-    let key = extraction.repository.manifest_key(&extraction.backup);
-    let (mut input, digest) = DigestReader::new(decompress(&extraction.repository, &key, manifest)?);
+    let copies = extraction.copies.in_order();
+    let Some(StoredCopy { repository, backup, .. }) = copies.first() else { return Ok(()) };
+    let key = repository.manifest_key(backup);
+    let (mut input, digest) = DigestReader::new(extraction.copies.read(List::Manifest, runtime));
     let shown = tree.shown(b"backup_manifest");
     let mut output = io::BufWriter::new(tree.create_file(last, b"backup_manifest", OWN_MODE)?);
     let mut edit = map.map(ManifestEdit::new);
@@ -89,16 +92,16 @@ fn write_manifest(
     loop {
         line.clear();
         let read = (&mut input).take(LINE_LIMIT).read_until(b'\n', &mut line);
-        if read.map_err(|error| reading_failed(&extraction.repository, &key, error))? == 0 {
+        if read.map_err(|error| reading_failed(repository, &key, error))? == 0 {
             break;
         }
         if let Some(edit) = &mut edit {
-            edit.apply(&mut line).map_err(|reason| damaged(&extraction.repository, &key, reason))?;
+            edit.apply(&mut line).map_err(|reason| damaged(repository, &key, reason))?;
         }
         output.write_all(&line).map_err(|error| io_failure("write", &shown, error))?;
     }
     output.flush().map_err(|error| io_failure("write", &shown, error))?;
-    Ok(digest.check(&extraction.repository, &key, &extraction.backup.manifest)?)
+    Ok(digest.check(repository, &key, &backup.manifest)?)
 }
 
 /// Puts another size and checksum of `tablespace_map` into a manifest, line by line.

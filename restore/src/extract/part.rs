@@ -6,7 +6,7 @@ use std::io::{self, BufRead, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgark_repository::{
-    ClusterRepository, FRAME_BYTES, IndexedMember, IndexedPart, ObjectKey, OpenedObject, TarMember,
+    Backup, ClusterRepository, FRAME_BYTES, IndexedMember, IndexedPart, ObjectKey, OpenedObject, TarMember,
 };
 use tokio::runtime::Handle;
 
@@ -16,18 +16,52 @@ use super::tree::LastParent;
 use super::{ExtractError, io_failure};
 use crate::damage::{damaged, reading_failed};
 
-/// Reads a part and checks it against the index; its files go into the sink.
+/// Reads a part and checks it against the index; its files go into the sink. Where a copy of it fails, what came of it
+/// is taken back, and the next copy is read.
 pub(super) fn read_part<S: Sink>(
     parts: &Parts<'_, S>,
     runtime: &Handle,
     work: &Work,
     stop: &AtomicBool,
 ) -> Result<(), ExtractError> {
-    let repository = parts.repository;
-    let key = repository.part_key(parts.backup, work.part.part);
-    let object = runtime.block_on(repository.open_stored_part(parts.backup, work.part.part))?;
+    let mut first = None;
+    let copies = parts.copies.in_order();
+    for (number, copy) in copies.iter().enumerate() {
+        let mut opened = 0;
+        let is_last = number + 1 == copies.len();
+        let repository = if is_last { copy.repository.clone() } else { copy.repository.impatient() };
+        let error = match read_copy(parts, &repository, &copy.backup, runtime, work, stop, &mut opened) {
+            Err(ExtractError::Repository(error)) => error,
+            other => return other,
+        };
+        parts.copies.note_failure(copy, &error);
+        first.get_or_insert(error);
+        if is_last {
+            break;
+        }
+        let last_parent = &mut LastParent::default();
+        for member in work.members.iter().filter(|member| member.file.is_some()).take(opened) {
+            parts.sink.discard(last_parent, member)?;
+        }
+    }
+    first.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// `opened` counts the files that came into the sink.
+fn read_copy<S: Sink>(
+    parts: &Parts<'_, S>,
+    repository: &ClusterRepository,
+    backup: &Backup,
+    runtime: &Handle,
+    work: &Work,
+    stop: &AtomicBool,
+    opened: &mut usize,
+) -> Result<(), ExtractError> {
+    let key = repository.part_key(backup, work.part.part);
+    let object = runtime.block_on(repository.open_stored_part(backup, work.part.part))?;
     let frames = FrameReader::new(object, &work.part).map_err(|error| reading_failed(repository, &key, error))?;
-    let mut part = Part { parts, repository, key, tar: TarReader::new(frames), last_parent: LastParent::default() };
+    let last_parent = LastParent::default();
+    let mut part = Part { parts, repository, key, tar: TarReader::new(frames), last_parent, opened };
     for member in &work.members {
         if stop.load(Ordering::Relaxed) {
             return Ok(());
@@ -49,6 +83,7 @@ struct Part<'p, S> {
     key: ObjectKey,
     tar: TarReader<FrameReader>,
     last_parent: LastParent,
+    opened: &'p mut usize,
 }
 
 impl<S: Sink> Part<'_, S> {
@@ -71,6 +106,7 @@ impl<S: Sink> Part<'_, S> {
         }
         let Some(indexed) = member.file else { return Ok(()) };
         let file = self.open_file(member)?;
+        *self.opened += 1;
         let crc32c = self.copy(member, indexed.size, file)?;
         if crc32c != indexed.crc32c {
             let name = String::from_utf8_lossy(&member.path);

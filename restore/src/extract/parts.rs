@@ -8,14 +8,15 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use pgark_command::Progress;
-use pgark_repository::{Backup, ClusterRepository, IndexLine, IndexReader, IndexedMember, IndexedPart, OpenedObject};
+use pgark_repository::{IndexLine, IndexReader, IndexedMember, IndexedPart};
 use tokio::runtime::Handle;
 
 use super::part::read_part;
 use super::tree::LastParent;
 use super::{ExtractError, thread_died};
+use crate::copies::{Copies, List, StoredCopy};
 use crate::damage::{damaged, reading_failed};
-use crate::survey::{DigestReader, decompress};
+use crate::survey::DigestReader;
 
 /// Where the files go.
 pub(crate) trait Sink: Sync {
@@ -24,6 +25,9 @@ pub(crate) trait Sink: Sync {
 
     /// Opens a file; nothing for one that is only checked.
     fn file(&self, last: &mut LastParent, member: &IndexedMember) -> Result<Option<File>, ExtractError>;
+
+    /// Takes a file back whose part failed and is read once more from another copy.
+    fn discard(&self, last: &mut LastParent, member: &IndexedMember) -> Result<(), ExtractError>;
 
     /// The path for messages.
     fn shown(&self, path: &[u8]) -> PathBuf;
@@ -34,8 +38,7 @@ pub(crate) trait Sink: Sync {
 
 /// The parts of a backup, and where their files go.
 pub(crate) struct Parts<'p, S> {
-    pub(crate) repository: &'p ClusterRepository,
-    pub(crate) backup: &'p Backup,
+    pub(crate) copies: &'p Copies,
     /// How many are read at once.
     pub(crate) jobs: usize,
     pub(crate) progress: &'p Progress,
@@ -50,14 +53,15 @@ pub(super) struct Work {
 
 impl<S: Sink> Parts<'_, S> {
     /// Reads the index and hands each part with its members to a thread.
-    pub(crate) fn read(&self, index: OpenedObject, runtime: &Handle) -> Result<(), ExtractError> {
+    pub(crate) fn read(&self, runtime: &Handle) -> Result<(), ExtractError> {
         let stop = AtomicBool::new(false);
-        let jobs = self.jobs.clamp(1, self.backup.parts.len().max(1));
+        let Some(copy) = self.copies.in_order().first().copied() else { return Ok(()) };
+        let jobs = self.jobs.clamp(1, copy.backup.parts.len().max(1));
         let (sender, receiver) = sync_channel::<Work>(1);
         let receiver = Mutex::new(receiver);
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(|| self.work(&receiver, runtime, &stop))).collect();
-            let dispatched = self.dispatch(index, sender, &stop);
+            let dispatched = self.dispatch(copy, runtime, sender, &stop);
             if dispatched.is_err() {
                 stop.store(true, Ordering::Relaxed);
             }
@@ -70,12 +74,19 @@ impl<S: Sink> Parts<'_, S> {
         })
     }
 
-    fn dispatch(&self, index: OpenedObject, queue: SyncSender<Work>, stop: &AtomicBool) -> Result<(), ExtractError> {
-        let key = self.repository.index_key(self.backup);
-        let (index, digest) = DigestReader::new(decompress(self.repository, &key, index)?);
+    /// `copy` is only for messages: the index is the same in all of them.
+    fn dispatch(
+        &self,
+        StoredCopy { repository, backup, .. }: &StoredCopy,
+        runtime: &Handle,
+        queue: SyncSender<Work>,
+        stop: &AtomicBool,
+    ) -> Result<(), ExtractError> {
+        let key = repository.index_key(backup);
+        let (index, digest) = DigestReader::new(self.copies.read(List::Index, runtime));
         let mut index = IndexReader::new(index);
         let mut members: Vec<IndexedMember> = Vec::new();
-        while let Some(line) = index.next_line().map_err(|error| reading_failed(self.repository, &key, error))? {
+        while let Some(line) = index.next_line().map_err(|error| reading_failed(repository, &key, error))? {
             if stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
@@ -96,9 +107,9 @@ impl<S: Sink> Parts<'_, S> {
             }
         }
         if !members.is_empty() {
-            return Err(damaged(self.repository, &key, "it ends within a part").into());
+            return Err(damaged(repository, &key, "it ends within a part").into());
         }
-        Ok(digest.check(self.repository, &key, &self.backup.index)?)
+        Ok(digest.check(repository, &key, &backup.index)?)
     }
 
     fn work(&self, queue: &Mutex<Receiver<Work>>, runtime: &Handle, stop: &AtomicBool) -> Result<(), ExtractError> {

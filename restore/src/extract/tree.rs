@@ -112,7 +112,26 @@ impl Tree {
         self.open_new(last, path, mode).map_err(|error| io_failure("create", self.shown(path), error))
     }
 
+    /// Removes a file that was created just now.
+    pub(super) fn remove_file(&self, last: &mut LastParent, path: &[u8]) -> Result<(), ExtractError> {
+        let removed = self.parent_of(last, path).and_then(|(above, name)| {
+            Ok(rustix::fs::unlinkat(above, OsStr::from_bytes(name), rustix::fs::AtFlags::empty())?)
+        });
+        removed.map_err(|error| io_failure("remove", self.shown(path), error))
+    }
+
     fn open_new(&self, last: &mut LastParent, path: &[u8], mode: u32) -> io::Result<File> {
+        let (above, name) = self.parent_of(last, path)?;
+        let mode = Mode::from_raw_mode(mode & self.mode_mask & 0o777 | 0o600);
+        Ok(File::from(rustix::fs::openat(above, OsStr::from_bytes(name), NEW_FILE, mode)?))
+    }
+
+    /// The directory of a file, and its name in there.
+    fn parent_of<'p, 'l: 'p>(
+        &'l self,
+        last: &'l mut LastParent,
+        path: &'p [u8],
+    ) -> io::Result<(BorrowedFd<'p>, &'p [u8])> {
         let (root, rest) = self.place(path);
         let (parent, name) = match rest.iter().rposition(|&byte| byte == b'/') {
             Some(slash) => (&rest[..slash], &rest[slash + 1..]),
@@ -132,9 +151,7 @@ impl Tree {
             });
             last.path = directory.to_vec();
         }
-        let above = last.handle.as_ref().map_or(root, AsFd::as_fd);
-        let mode = Mode::from_raw_mode(mode & self.mode_mask & 0o777 | 0o600);
-        Ok(File::from(rustix::fs::openat(above, OsStr::from_bytes(name), NEW_FILE, mode)?))
+        Ok((last.handle.as_ref().map_or(root, AsFd::as_fd), name))
     }
 
     /// Opens a directory below the data directory.

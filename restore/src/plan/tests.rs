@@ -38,6 +38,7 @@ impl Archive {
             wal: WalInventory::default(),
             histories: BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]),
             others: Vec::new(),
+            unread: Vec::new(),
         })
     }
 

@@ -19,7 +19,7 @@ fn settings(stop: RecoveryTarget) -> RecoverySettings {
         command: RestoreCommand {
             program: "/usr/bin/pgark-restore".into(),
             config: "/etc/pgark/config.toml".into(),
-            repository: "local".to_owned(),
+            repository: Some("local".to_owned()),
             system_identifier: SystemIdentifier::new(u64::MAX),
         },
     }
@@ -130,7 +130,7 @@ fn d43_a_real_shell_gives_every_word_back() {
             // `printf` repeats its format for each word.
             program: "printf".into(),
             config: format!("{awkward}/config.toml").into(),
-            repository: awkward.to_owned(),
+            repository: Some(awkward.to_owned()),
             system_identifier: SystemIdentifier::new(7),
         };
         let line = String::from_utf8(command.line(RecoveryMode::Recovery)).unwrap();

@@ -9,6 +9,7 @@ use pgark_repository::{Backup, ClusterRepository, IndexedMember, RepositoryError
 use tokio::runtime::Handle;
 
 use super::{Fault, Findings, stored};
+use crate::copies::Copies;
 use crate::extract::{ExtractError, LastParent, Parts, Sink};
 use crate::included::check_content;
 use crate::survey::survey;
@@ -56,15 +57,11 @@ async fn read_parts(
     jobs: usize,
     progress: Progress,
 ) -> Vec<RepositoryError> {
-    let index = match repository.open_backup_object(backup, &repository.index_key(backup)).await {
-        Ok(index) => index,
-        Err(error) => return vec![error],
-    };
-    let (repository, backup, runtime) = (repository.clone(), backup.clone(), Handle::current());
+    let (copies, runtime) = (Copies::of(repository.clone(), backup.clone()), Handle::current());
     let read = tokio::task::spawn_blocking(move || {
         let sink = Nowhere::default();
-        let parts = Parts { repository: &repository, backup: &backup, jobs, progress: &progress, sink: &sink };
-        let ended = parts.read(index, &runtime);
+        let parts = Parts { copies: &copies, jobs, progress: &progress, sink: &sink };
+        let ended = parts.read(&runtime);
         let mut failures = sink.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         failures.extend(ended.err().map(repository_error));
         failures
@@ -83,6 +80,10 @@ impl Sink for Nowhere {
 
     fn file(&self, _: &mut LastParent, _: &IndexedMember) -> Result<Option<File>, ExtractError> {
         Ok(None)
+    }
+
+    fn discard(&self, _: &mut LastParent, _: &IndexedMember) -> Result<(), ExtractError> {
+        Ok(())
     }
 
     fn shown(&self, path: &[u8]) -> PathBuf {

@@ -6,6 +6,7 @@ use pgark_postgres::{RecordWalker, SegmentName, WalFileName};
 use pgark_repository::{Backup, ClusterRepository};
 
 use super::{Fault, Findings, full_text, tells_of_damage};
+use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::fetch_wal::check_segment;
 use crate::moments::{plan_without_target, windows};
@@ -18,13 +19,14 @@ pub(super) async fn verify(
     backups: &[&Backup],
     findings: &mut Findings,
 ) {
+    let archive = Archive::of(repository.clone());
     let mut seen = BTreeSet::new();
     let mut served = BTreeSet::new();
     for mut plans in windows(catalogue) {
         plans.retain(|plan| backups.iter().any(|backup| backup.id == plan.backup.id));
         served.extend(plans.iter().map(|plan| plan.backup.id.clone()));
         let Some(oldest) = plans.first() else { continue };
-        Walk { repository, plan: oldest, findings, walker: None }.run(&mut seen).await;
+        Walk { repository, archive: &archive, plan: oldest, findings, walker: None }.run(&mut seen).await;
     }
     for backup in backups.iter().filter(|backup| !served.contains(&backup.id)) {
         if let Err(error) = plan_without_target(catalogue, backup, backup.stop_timeline) {
@@ -42,6 +44,7 @@ pub(super) async fn verify(
 /// One way from a backup to the end of its WAL.
 struct Walk<'w> {
     repository: &'w ClusterRepository,
+    archive: &'w Archive,
     plan: &'w RestorePlan,
     findings: &'w mut Findings,
     /// Nothing at the start, and behind a fault.
@@ -78,7 +81,7 @@ impl Walk<'_> {
     }
 
     async fn segment(&mut self, name: SegmentName, is_last: bool) -> Result<(), ReachError> {
-        let bytes = fetch_segment(self.repository, self.plan, name).await?;
+        let bytes = fetch_segment(self.archive, self.plan, name).await?;
         let place = (self.repository.name(), self.repository.system_identifier());
         if let Err(error) = check_segment(name, place.0, place.1, &bytes, bytes.len() as u64) {
             self.fault(name, full_text(&error), true);
