@@ -19,11 +19,11 @@ use clap::Args;
 use jiff::Timestamp;
 use pgark_command::{
     CheckpointMode, Configuration, Environment, ExitCode, Failure, GlobalOptions, Overrides, Progress, ProgressDisplay,
-    Side, open_repository,
+    open_for_writing,
 };
 use pgark_postgres::{BackupSource, Lsn, ManifestEnd, SegmentSize, TablespaceMap, TimelineId};
 use pgark_repository::{
-    Backup, BackupId, BackupKind, BackupWriter, BackupWriterOptions, CheckedBackup, ClusterRepository,
+    Backup, BackupId, BackupKind, BackupTargets, BackupWriter, BackupWriterOptions, CheckedBackup, ClusterRepository,
     IncludedDirectory, ServerFacts, StoredFile, Tablespace, Totals,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,6 +31,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::receive::{Received, Writing, receive};
 pub use self::tar_stream::{TarPiece, TarStream, TarStreamError};
 use self::wal_delivery::WalHold;
+use crate::catch_up::{Stock, fill};
 use crate::replication::{
     BackupEnd, BackupStart, BaseBackupOptions, BaseBackupStream, ConnectionOptions, DamagedFiles,
     ReplicationConnection, ReplicationError, SystemIdentification,
@@ -73,7 +74,7 @@ pub struct BackupArguments {
     pub json: bool,
 }
 
-/// Takes a base backup and returns when it is committed in every repository.
+/// Takes a base backup and returns when it is committed in every required repository.
 ///
 /// # Errors
 /// When anything at all is missing: then no repository has a commit mark, or the error says so.
@@ -93,11 +94,7 @@ pub async fn backup(
     let included = included::read(&directories)?;
     let connection = ConnectionOptions::from_process(configuration.cluster.connection.expose())
         .context("read cluster.connection")?;
-    let repositories = global
-        .repositories(environment, &configuration)?
-        .into_iter()
-        .map(|repository| open_repository(repository, Side::Writing))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let repositories = open_for_writing(&global.repositories(environment, &configuration)?)?;
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -142,9 +139,21 @@ pub async fn backup(
     };
     // From here on there is nothing to abort; a commit that has begun is not interrupted either.
     let damaged_files = taken.damaged_files.to_string();
+    let targets = taken.targets.clone();
+    // One that was left out a moment ago is not asked again.
+    let behind = match targets.repositories() {
+        several if several.len() > 1 => Stock::of_all(&several).await.unwrap_or_default(),
+        _ => Vec::new(),
+    };
     let backup = taken.commit(&configuration, annotations, included).await.context("commit the backup")?;
     connected.hold.end().await;
-    summary::print(&backup, started.elapsed(), arguments.json)?;
+    let elapsed = started.elapsed();
+    // By what they had before this backup; what came since came to them, too.
+    tokio::select! {
+        () = fill(&behind) => {}
+        name = &mut stopped => tracing::warn!(signal = name, "other repositories are not filled up; the backup is stored"),
+    }
+    summary::print(&backup, &targets, elapsed, arguments.json)?;
     match &backup.damaged_pages {
         None => Ok(ExitCode::Done),
         Some(reason) => Err(Failure::new(
@@ -188,6 +197,7 @@ struct Source {
 /// A backup whose content and WAL are stored, and which only needs its commit mark.
 struct Taken {
     checked: CheckedBackup,
+    targets: BackupTargets,
     facts: ServerFacts,
     label_timeline: TimelineId,
     start: BackupStart,
@@ -251,6 +261,7 @@ impl Source {
         )
         .await?;
         tracing::debug!(id = %writer.id(), "claimed the backup's id");
+        let targets = writer.targets().clone();
         *writing = Writing::Parts(Box::new(writer));
 
         let options = BaseBackupOptions {
@@ -288,10 +299,20 @@ impl Source {
             Archiving::Off => Duration::ZERO,
         };
         tracing::info!(first = %wal.first, last = %wal.last, "waiting until the backup's WAL is stored");
-        self.hold.deliver_histories(repositories, end.timeline, level).await?;
-        self.hold.deliver_segments(repositories, &segments, self.segment_size, patience, level).await?;
+        let required: Vec<_> = repositories.iter().filter(|repository| !repository.is_optional()).cloned().collect();
+        self.hold.deliver_histories(&required, end.timeline, level).await?;
+        self.hold.deliver_segments(&required, &segments, self.segment_size, patience, level).await?;
+        for repository in targets.repositories().into_iter().filter(ClusterRepository::is_optional) {
+            let sources = (required.as_slice(), &repository);
+            if let Err(error) =
+                self.hold.deliver_to_optional(sources, end.timeline, &segments, self.segment_size, level).await
+            {
+                targets.give_up(&repository, error);
+            }
+        }
         Ok(Taken {
             checked,
+            targets,
             facts: self.facts.clone(),
             label_timeline: received.label.start_timeline.unwrap_or(start.timeline),
             start,

@@ -1,6 +1,7 @@
 //! The agent: everything that writes to the repository, besides the archive command.
 
 mod backup;
+mod catch_up;
 mod run;
 mod server;
 mod wal_source;

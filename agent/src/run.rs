@@ -3,11 +3,12 @@
 //! One session after the other: connect, see which timeline the server is on, stream from the first segment on that is
 //! not in every repository, until the connection or the timeline ends. What arrives is kept in a file of `state_dir`,
 //! and stored by a [`Pipeline`]: pieces of the segment that is being written, and each segment as a whole when it is
-//! complete. Only what every repository has is reported to the server as flushed.
+//! complete. Only what every required repository has is reported to the server as flushed.
 
 mod backoff;
 mod destination;
 mod gaps;
+mod lane;
 mod open_segment;
 mod pipeline;
 mod place;
@@ -17,7 +18,7 @@ mod slot;
 use std::sync::Arc;
 
 use anyhow::Context;
-use pgark_command::{Environment, ExitCode, GlobalOptions, Overrides, Side, open_repository};
+use pgark_command::{Environment, ExitCode, GlobalOptions, Overrides, open_for_writing};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -37,11 +38,7 @@ pub async fn run(global: &GlobalOptions, environment: &Environment) -> anyhow::R
     let configuration = global.configuration(environment, &Overrides::none()).context("read the configuration")?;
     let connection = ConnectionOptions::from_process(configuration.cluster.connection.expose())
         .context("read cluster.connection")?;
-    let repositories = global
-        .repositories(environment, &configuration)?
-        .into_iter()
-        .map(|repository| open_repository(repository, Side::Writing))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let repositories = open_for_writing(&global.repositories(environment, &configuration)?)?;
     let settings = Arc::new(Settings {
         cluster: configuration.cluster.name.clone(),
         level: configuration.compression.level,
@@ -81,7 +78,7 @@ pub async fn run(global: &GlobalOptions, environment: &Environment) -> anyhow::R
             _ = stop.wait_for(|stop| *stop) => {}
         }
     }
-    receiver.end();
+    receiver.end().await;
     tracing::info!("stopped");
     Ok(ExitCode::Done)
 }

@@ -1,33 +1,44 @@
 //! Ships one file of `pg_wal`.
 //!
 //! PostgreSQL may recycle the file as soon as this returns success, so nothing here returns early: the file is checked
-//! against its name, stored in every repository and durable there. Whatever happens takes at most the deadline, since
-//! a shutdown of the server waits for it.
+//! against its name, stored in every required repository and durable there. Whatever happens takes at most the deadline,
+//! since a shutdown of the server waits for it. A repository that is not required is given a few seconds more, and then
+//! left alone for a while; what it missed is copied into it by a later call.
 //!
 //! PostgreSQL asks for one segment at a time. When more are ready, they are shipped side by side with it, and their own
 //! calls find a note of it in the [`spool`]. No process stays behind: the call ends when all of them are done.
 
+mod absence;
 mod ready;
 mod source;
 mod spool;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use futures_util::future::try_join_all;
-use pgark_command::{Configuration, RepositoryConfiguration, Side, open_repository};
-use pgark_postgres::{SegmentName, WalFileName};
-use pgark_repository::{PreparedWalFile, Repository, WalStored};
+use futures_util::future::{join_all, try_join_all};
+use pgark_command::{Configuration, RepositoryConfiguration, open_for_writing};
+use pgark_postgres::{SegmentName, SystemIdentifier, WalFileName};
+use pgark_repository::{ClusterRepository, PreparedWalFile, Repository, RepositoryError, WalStored};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use self::absence::Absence;
 use self::ready::ready_after;
 pub use self::source::{SourceError, SourceFile};
 use self::spool::{FileIdentity, Spool};
 
-/// Stores the file in every one of the repositories; it is durable in all of them on return.
+/// How long a repository that is not required may take after the others are done, besides the time for its bytes.
+const GRACE: Duration = Duration::from_secs(5);
+/// Slower than this, it is as good as away.
+const SLOWEST_BYTES_PER_SECOND: u64 = 4 << 20;
+/// How long one call copies what was missed.
+const MAKING_UP: Duration = Duration::from_secs(5);
+
+/// Stores the file in the repositories; it is durable in all that are required on return.
 ///
 /// # Errors
 /// When the file is not what its name says, when a repository refuses it or cannot be reached, at the deadline of the
@@ -75,10 +86,14 @@ pub fn archive(
                 reason = &mut stopped => bail!("{reason}; PostgreSQL will try again"),
             };
         }
-        first.context("ship the file")??;
+        let system_identifier = first.context("ship the file")??;
         // The answer is certain; the others may use what is left of the time.
+        let rest = async {
+            while others.join_next().await.is_some() {}
+            shipper.make_up(system_identifier).await;
+        };
         tokio::select! {
-            () = async { while others.join_next().await.is_some() {} } => {}
+            () = rest => {}
             reason = &mut stopped => tracing::info!(reason, "left the segments behind it to later calls"),
         }
         Ok(())
@@ -125,7 +140,10 @@ struct Shipper {
     threads: usize,
     /// Files that are read and compressed at once.
     compressors: Semaphore,
-    repositories: Vec<Repository>,
+    required: Vec<Repository>,
+    optional: Vec<(Repository, Absence)>,
+    /// How many files are made up for at once.
+    most: usize,
     spool: Spool,
 }
 
@@ -137,18 +155,26 @@ impl Shipper {
         is_one_of_many: bool,
     ) -> anyhow::Result<Self> {
         let workers = configuration.compression.workers().get();
-        let open = |repository: &&RepositoryConfiguration| open_repository(repository, Side::Writing);
+        let cluster = &configuration.cluster.name;
+        let (optional, required) =
+            open_for_writing(repositories)?.into_iter().partition::<Vec<_>, _>(Repository::is_optional);
+        let with_absence = |repository: Repository| {
+            let absence = Absence::new(&configuration.state_dir, cluster, repository.name());
+            (repository, absence)
+        };
         Ok(Self {
-            cluster: configuration.cluster.name.clone(),
+            cluster: cluster.clone(),
             level: configuration.compression.level,
             threads: if is_one_of_many { 1 } else { workers },
             compressors: Semaphore::new(workers),
-            repositories: repositories.iter().map(open).collect::<anyhow::Result<_>>()?,
+            required,
+            optional: optional.into_iter().map(with_absence).collect(),
+            most: configuration.archive.ahead,
             spool,
         })
     }
 
-    async fn ship(self: Arc<Self>, file: PathBuf) -> anyhow::Result<()> {
+    async fn ship(self: Arc<Self>, file: PathBuf) -> anyhow::Result<SystemIdentifier> {
         let (level, threads) = (self.level, self.threads);
         let permit = self.compressors.acquire().await?;
         let prepared = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
@@ -159,16 +185,58 @@ impl Shipper {
         });
         let (prepared, system_identifier) = prepared.await.context("read the file")??;
         drop(permit);
-        let stores = self.repositories.iter().map(async |repository| -> anyhow::Result<()> {
-            match repository.cluster(&self.cluster, system_identifier)?.store_wal_file(&prepared).await? {
-                WalStored::New => tracing::debug!(file = %prepared.name(), repository = repository.name(), "stored"),
-                WalStored::AlreadyThere => {
-                    tracing::info!(file = %prepared.name(), repository = repository.name(), "was stored already");
-                }
-            }
-            Ok(())
+        let required = self.required.iter().map(|repository| self.store(repository, system_identifier, &prepared));
+        let required = try_join_all(required);
+        let (required_done, is_done) = tokio::sync::watch::channel(false);
+        let optional = self.optional.iter().map(|(repository, absence)| {
+            let store = self.store(repository, system_identifier, &prepared);
+            store_if_there(repository, absence, prepared.name(), prepared.stored_bytes(), store, is_done.clone())
         });
-        try_join_all(stores).await.map(drop)
+        let required = async {
+            let stored = required.await;
+            required_done.send_replace(true);
+            stored
+        };
+        let (stored, _) = tokio::join!(required, join_all(optional));
+        stored?;
+        Ok(system_identifier)
+    }
+
+    async fn store(
+        &self,
+        repository: &Repository,
+        system_identifier: SystemIdentifier,
+        prepared: &PreparedWalFile,
+    ) -> Result<(), RepositoryError> {
+        match repository.cluster(&self.cluster, system_identifier)?.store_wal_file(prepared).await? {
+            WalStored::New => tracing::debug!(file = %prepared.name(), repository = repository.name(), "stored"),
+            WalStored::AlreadyThere => {
+                tracing::info!(file = %prepared.name(), repository = repository.name(), "was stored already");
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies into repositories that are back what they have missed, as much as one call would ship.
+    async fn make_up(&self, system_identifier: SystemIdentifier) {
+        for (repository, absence) in self.optional.iter().filter(|(_, absence)| !absence.is_recent()) {
+            let lacks = absence.lacks(self.most);
+            let Some(source) = self.required.first().filter(|_| !lacks.is_empty()) else { continue };
+            let places = [source, repository].map(|place| place.cluster(&self.cluster, system_identifier));
+            let [Ok(source), Ok(place)] = places else { continue };
+            let copies = lacks.iter().map(async |file| {
+                let copied = place.copy_wal_file(&source, file).await;
+                if copied.is_ok() {
+                    absence.made_up(file);
+                }
+                copied
+            });
+            let copied = tokio::time::timeout(MAKING_UP, join_all(copies)).await.unwrap_or_default();
+            match copied.into_iter().find_map(Result::err) {
+                None => tracing::debug!(repository = place.name(), "made up for what it missed"),
+                Some(error) => tell_of_failed_copy(&place, absence, &lacks, error),
+            }
+        }
     }
 
     /// A failure is told by the call for that very segment.
@@ -181,5 +249,72 @@ impl Shipper {
         if let Err(error) = shipped.await {
             tracing::debug!(%segment, %error, "was not shipped ahead");
         }
+    }
+}
+
+/// Stores a file in a repository that is not required, unless it was away a moment ago; what it misses is noted.
+async fn store_if_there(
+    repository: &Repository,
+    absence: &Absence,
+    file: &WalFileName,
+    bytes: u64,
+    store: impl Future<Output = Result<(), RepositoryError>>,
+    mut required_done: tokio::sync::watch::Receiver<bool>,
+) {
+    let name = repository.name();
+    let stored = async {
+        if absence.is_recent() {
+            return false;
+        }
+        let grace = async {
+            // Closed only together with all of this.
+            drop(required_done.wait_for(|done| *done).await);
+            tokio::time::sleep(GRACE + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND)).await;
+        };
+        let failure = tokio::select! {
+            stored = store => match stored {
+                Ok(()) => return true,
+                Err(error) => anyhow::Error::from(error),
+            },
+            () = grace => anyhow::anyhow!("no answer in time"),
+        };
+        match absence.begin() {
+            Ok(false) => tracing::debug!(repository = name, "is still away"),
+            noted => {
+                let error: &(dyn std::error::Error + 'static) = failure.as_ref();
+                tracing::warn!(
+                    repository = name,
+                    error,
+                    is_noted = noted.is_ok(),
+                    "is away; archiving goes on without it, and it is filled up when it is back"
+                );
+            }
+        }
+        false
+    };
+    if stored.await {
+        if absence.end() {
+            tracing::warn!(repository = name, "is back");
+        }
+        absence.made_up(file);
+    } else if let Err(error) = absence.missed(file) {
+        tracing::debug!(%error, "what it missed cannot be noted");
+    }
+}
+
+/// What cannot be copied at all is not tried again by each call.
+fn tell_of_failed_copy(place: &ClusterRepository, absence: &Absence, lacks: &[WalFileName], error: RepositoryError) {
+    let is_final = matches!(error, RepositoryError::Configuration { .. } | RepositoryError::Conflict { .. });
+    let error: &(dyn std::error::Error + 'static) = &error;
+    if is_final {
+        lacks.iter().for_each(|file| absence.made_up(file));
+        tracing::warn!(
+            repository = place.name(),
+            error,
+            files = lacks.len(),
+            "cannot be filled up by copying; pgark-agent run fetches from the server what that still has"
+        );
+    } else {
+        tracing::debug!(repository = place.name(), error, "not filled up yet");
     }
 }

@@ -2,6 +2,7 @@
 //! next one what the first cannot give.
 
 mod reading;
+mod writing;
 
 use std::path::Path;
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use pgark_command::{Report, format_duration, format_size, format_time};
-use pgark_repository::Backup;
+use pgark_repository::{Backup, BackupTargets};
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -20,10 +20,18 @@ struct Summary<'a> {
     stop_time: String,
     damaged_pages: Option<&'a str>,
     damaged_files: &'a [String],
+    /// Repositories that are not required, and do not have it.
+    left_out: Vec<LeftOut<'a>>,
+}
+
+#[derive(Serialize)]
+struct LeftOut<'a> {
+    repository: &'a str,
+    reason: String,
 }
 
 /// Prints the summary to standard output.
-pub(super) fn print(backup: &Backup, elapsed: Duration, as_json: bool) -> std::io::Result<()> {
+pub(super) fn print(backup: &Backup, targets: &BackupTargets, elapsed: Duration, as_json: bool) -> std::io::Result<()> {
     let mut report = Report::to_stdout();
     let totals = &backup.totals;
     if as_json {
@@ -39,6 +47,7 @@ pub(super) fn print(backup: &Backup, elapsed: Duration, as_json: bool) -> std::i
             stop_time: format_time(backup.stop_time),
             damaged_pages: backup.damaged_pages.as_deref(),
             damaged_files: &backup.damaged_files,
+            left_out: left_out(targets),
         };
         return report.json("backup", &summary);
     }
@@ -55,5 +64,14 @@ pub(super) fn print(backup: &Backup, elapsed: Duration, as_json: bool) -> std::i
         backup.stop_lsn,
         backup.timeline,
         format_time(backup.stop_time),
-    )
+    )?;
+    for LeftOut { repository, reason } in left_out(targets) {
+        writeln!(report, "not in `{repository}` ({reason}); it is copied into it when it is back")?;
+    }
+    Ok(())
+}
+
+fn left_out(targets: &BackupTargets) -> Vec<LeftOut<'_>> {
+    let left_out = targets.left_out();
+    left_out.map(|(repository, error)| LeftOut { repository: repository.name(), reason: error.to_string() }).collect()
 }

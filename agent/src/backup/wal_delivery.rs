@@ -1,11 +1,11 @@
-//! Makes sure that the WAL of a backup is in every repository: waits for the archive, and fetches over the replication
+//! Makes sure that the WAL of a backup is in every required repository: waits for the archive, and fetches over the replication
 //! protocol what nobody delivers. A temporary slot, made before the backup, keeps the WAL on the server meanwhile.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pgark_postgres::{SegmentName, SegmentSize, TimelineId, WalFileName};
-use pgark_repository::ClusterRepository;
+use pgark_repository::{ClusterRepository, RepositoryError};
 
 use crate::replication::{ConnectionOptions, ReplicationConnection, ReplicationError, SlotKind};
 use crate::wal_source::{deliver_histories, fetch_segment, missing_in, store};
@@ -14,6 +14,8 @@ use crate::wal_source::{deliver_histories, fetch_segment, missing_in, store};
 const POLL: Duration = Duration::from_millis(500);
 /// Idle connections are ended by `idle_session_timeout`; a question now and then is enough.
 const KEEPALIVE: Duration = Duration::from_secs(5);
+/// How long a repository that is not required may take for the WAL of a backup.
+const OPTIONAL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Holds the WAL on the server from before the backup until it is stored.
 pub(super) struct WalHold {
@@ -105,6 +107,45 @@ impl WalHold {
             store(&missing_in(repositories, &name).await?, name, &content, level).await?;
         }
         Ok(())
+    }
+
+    /// Stores what a repository lacks that is not required: from one of those that are, else from the server.
+    pub(super) async fn deliver_to_optional(
+        &mut self,
+        (sources, repository): (&[ClusterRepository], &ClusterRepository),
+        timeline: TimelineId,
+        segments: &[SegmentName],
+        size: SegmentSize,
+        level: i32,
+    ) -> Result<(), RepositoryError> {
+        let delivery = async {
+            let own = std::slice::from_ref(repository);
+            deliver_histories(&mut self.connection, own, timeline, level).await?;
+            for segment in segments {
+                let name = WalFileName::Segment(*segment);
+                if repository.has_wal_file(&name).await? {
+                    continue;
+                }
+                if let Some(source) = sources.iter().find(|source| repository.can_copy_from(source)) {
+                    repository.copy_wal_file(source, &name).await?;
+                } else {
+                    let content = fetch_segment(&mut self.connection, self.slot.as_deref(), *segment, size).await?;
+                    store(own, name, &content, level).await?;
+                }
+            }
+            anyhow::Ok(())
+        };
+        let unavailable = |reason: Box<dyn std::error::Error + Send + Sync>| RepositoryError::Unavailable {
+            repository: repository.name().to_owned(),
+            operation: "store the backup's WAL in",
+            key: repository.keys().wal(),
+            source: reason,
+        };
+        match tokio::time::timeout(OPTIONAL_PATIENCE, delivery).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error.downcast().unwrap_or_else(|error| unavailable(error.into()))),
+            Err(_) => Err(unavailable(format!("not done after {} s", OPTIONAL_PATIENCE.as_secs()).into())),
+        }
     }
 
     /// Lets the server forget the slot.

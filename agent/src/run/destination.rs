@@ -1,17 +1,21 @@
-//! Where the WAL goes: all repositories, each tried until it takes what it is given.
+//! Where the WAL goes: all repositories that are required, each tried until it takes what it is given, and a lane into
+//! each that is not.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pgark_command::StreamConfiguration;
 use pgark_postgres::{SegmentName, WalFileName};
 use pgark_repository::{
     ClusterRepository, ErrorKind, PreparedPiece, PreparedWalFile, RepositoryError, WalPiece, WalStored,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 use super::backoff::Backoff;
+use super::lane::{Lane, Obsolete};
+use crate::catch_up::delete_pieces;
 
 /// What the configuration says.
 #[derive(Debug)]
@@ -40,6 +44,12 @@ pub(crate) struct Foreign {
 #[derive(Debug)]
 pub(crate) struct Destination {
     pub(crate) repositories: Vec<ClusterRepository>,
+    /// What counts as stored is in all of these.
+    pub(crate) required: Vec<ClusterRepository>,
+    /// Into the others.
+    lanes: Vec<Lane>,
+    /// Notified when there may be something to make up for.
+    pub(crate) catch_up: Arc<Notify>,
     pub(crate) level: i32,
     /// One whole segment is in memory at a time.
     memory: Semaphore,
@@ -47,7 +57,41 @@ pub(crate) struct Destination {
 
 impl Destination {
     pub(crate) fn new(repositories: Vec<ClusterRepository>, level: i32) -> Self {
-        Self { repositories, level, memory: Semaphore::new(1) }
+        let catch_up = Arc::<Notify>::default();
+        let (optional, required) = repositories.iter().cloned().partition::<Vec<_>, _>(ClusterRepository::is_optional);
+        let lanes = optional.into_iter().map(|repository| Lane::new(repository, Arc::clone(&catch_up))).collect();
+        Self { repositories, required, lanes, catch_up, level, memory: Semaphore::new(1) }
+    }
+
+    /// Whether a repository that is not required lacks something, or may.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.lanes.iter().any(Lane::is_behind)
+    }
+
+    /// Notes that everything was made up for.
+    pub(crate) fn caught_up(&self) {
+        self.lanes.iter().for_each(Lane::caught_up);
+    }
+
+    /// Waits until the lanes have stored what they were given, unless their repositories are away.
+    pub(crate) async fn settle(&self, patience: Duration) {
+        let settled = async {
+            while !self.lanes.iter().all(Lane::is_idle) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        drop(tokio::time::timeout(patience, settled).await);
+    }
+
+    /// Stores a segment that some repositories lack. It is fetched once there is memory for it.
+    pub(crate) async fn fill_gap(
+        &self,
+        segment: SegmentName,
+        lacking: &[ClusterRepository],
+        fetch: impl Future<Output = anyhow::Result<Vec<u8>>>,
+    ) -> anyhow::Result<()> {
+        let _room = self.memory.acquire().await?;
+        crate::wal_source::store(lacking, WalFileName::Segment(segment), &fetch.await?, self.level).await
     }
 
     /// Stores a whole segment in every repository. `read` gets its bytes once there is memory for them.
@@ -72,7 +116,10 @@ impl Destination {
     async fn store(&self, segment: SegmentName, prepared: Prepared) -> anyhow::Result<()> {
         let prepared = Arc::new(prepared);
         let mut stores = JoinSet::new();
-        for repository in &self.repositories {
+        for lane in &self.lanes {
+            lane.store(segment, &prepared);
+        }
+        for repository in &self.required {
             stores.spawn(until_stored(repository.clone(), segment, Arc::clone(&prepared)));
         }
         while let Some(stored) = stores.join_next().await {
@@ -85,19 +132,32 @@ impl Destination {
     pub(crate) async fn delete_pieces(
         &self,
         segment: SegmentName,
-        is_obsolete: impl Fn(WalPiece) -> bool + Send + Sync,
+        is_obsolete: impl Fn(WalPiece) -> bool + Send + Sync + 'static,
     ) {
-        for repository in &self.repositories {
-            if let Err(error) = delete_pieces(repository, segment, &is_obsolete).await {
+        let is_obsolete: Obsolete = Arc::new(is_obsolete);
+        for lane in &self.lanes {
+            lane.delete_pieces(segment, Arc::clone(&is_obsolete));
+        }
+        for repository in &self.required {
+            if let Err(error) = delete_pieces(repository, segment, &*is_obsolete).await {
                 tracing::debug!(%segment, error = &error as &dyn std::error::Error, "pieces were not deleted");
             }
         }
     }
 }
 
-enum Prepared {
+pub(crate) enum Prepared {
     Segment(PreparedWalFile),
     Piece(PreparedPiece),
+}
+
+impl Prepared {
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        match self {
+            Self::Segment(file) => file.stored_bytes(),
+            Self::Piece(piece) => piece.stored_bytes(),
+        }
+    }
 }
 
 /// Tries until a repository has it.
@@ -108,11 +168,7 @@ async fn until_stored(
 ) -> Result<(), Foreign> {
     let mut backoff = Backoff::default();
     loop {
-        let stored = match &*prepared {
-            Prepared::Segment(file) => repository.store_wal_file(file).await,
-            Prepared::Piece(piece) => store_piece(&repository, piece).await,
-        };
-        match stored {
+        match store_once(&repository, &prepared).await {
             Ok(WalStored::New | WalStored::AlreadyThere) => return Ok(()),
             Err(source @ RepositoryError::Conflict { .. }) => {
                 return Err(Foreign { segment, repository: repository.name().to_owned(), source });
@@ -122,6 +178,16 @@ async fn until_stored(
             }
         }
         tokio::time::sleep(backoff.next()).await;
+    }
+}
+
+pub(crate) async fn store_once(
+    repository: &ClusterRepository,
+    prepared: &Prepared,
+) -> Result<WalStored, RepositoryError> {
+    match prepared {
+        Prepared::Segment(file) => repository.store_wal_file(file).await,
+        Prepared::Piece(piece) => store_piece(repository, piece).await,
     }
 }
 
@@ -139,17 +205,4 @@ async fn store_piece(repository: &ClusterRepository, piece: &PreparedPiece) -> R
         }
         stored => stored,
     }
-}
-
-async fn delete_pieces(
-    repository: &ClusterRepository,
-    segment: SegmentName,
-    is_obsolete: &(impl Fn(WalPiece) -> bool + Send + Sync),
-) -> Result<(), RepositoryError> {
-    for (piece, sealing) in repository.wal_pieces(segment).await? {
-        if is_obsolete(piece) {
-            repository.delete_wal_piece(segment, piece, sealing).await?;
-        }
-    }
-    Ok(())
 }

@@ -70,13 +70,6 @@ impl Archived {
     pub(crate) fn end(&self) -> Option<u64> {
         self.numbers.iter().filter_map(|numbers| numbers.last()).min().map(|last| last + 1)
     }
-
-    /// The numbers below `end` that are missing between others, or in one of the repositories.
-    pub(crate) fn gaps(&self, end: u64) -> Vec<u64> {
-        let Some(&first) = self.numbers.iter().filter_map(|numbers| numbers.first()).min() else { return Vec::new() };
-        let last = self.numbers.iter().filter_map(|numbers| numbers.last()).max().map_or(0, |last| last + 1);
-        (first..end.min(last)).filter(|number| self.numbers.iter().any(|numbers| !numbers.contains(number))).collect()
-    }
 }
 
 /// For messages: the first and the last of several segments.
@@ -126,13 +119,11 @@ mod tests {
     }
 
     #[test]
-    fn gaps_are_what_any_repository_lacks() {
+    fn the_stream_begins_behind_what_all_repositories_have() {
         let numbers = |numbers: &[u64]| numbers.iter().copied().collect::<BTreeSet<u64>>();
         let archived =
             Archived { numbers: vec![numbers(&[2, 3, 5, 6, 7]), numbers(&[4, 5, 6])], ..Archived::default() };
         assert_eq!(archived.end(), Some(7));
-        assert_eq!(archived.gaps(100), [2, 3, 4, 7]);
-        assert_eq!(archived.gaps(4), [2, 3]);
         assert_eq!(Archived::default().end(), None);
     }
 }

@@ -27,6 +27,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// After a signal all is over in seconds.
 const LAST_DRAIN: Duration = Duration::from_secs(5);
 const GOODBYE: Duration = Duration::from_secs(1);
+/// A repository that is not required may take the last pieces, if it is quick.
+const LAST_SETTLE: Duration = Duration::from_secs(2);
 
 /// How a session ended.
 pub(crate) enum Ended {
@@ -112,8 +114,9 @@ impl Receiver {
         let established = self.establish(identity.system_identifier, size)?;
         let destination = Arc::clone(&established.destination);
         let history =
-            deliver_histories(&mut replication, &destination.repositories, identity.timeline, destination.level)
-                .await?;
+            deliver_histories(&mut replication, &destination.required, identity.timeline, destination.level).await?;
+        // The others get them from these.
+        destination.catch_up.notify_one();
         let path = Path { history, size };
         let (name, host) = (&settings.stream.slot, replication.host().clone());
         let held_from = slot::ensure(&mut replication, &server, name, was_established).await?;
@@ -180,8 +183,9 @@ impl Receiver {
     }
 
     /// Ends what goes on in the background.
-    pub(crate) fn end(self) {
+    pub(crate) async fn end(self) {
         let Some(established) = self.established else { return };
+        established.destination.settle(LAST_SETTLE).await;
         if let Some(healer) = established.healer {
             healer.abort();
         }
@@ -204,8 +208,7 @@ impl Established {
         let first = match known {
             Some(known) => known,
             None => {
-                let archived =
-                    Archived::load(&self.destination.repositories, path).await.context("list the archive")?;
+                let archived = Archived::load(&self.destination.required, path).await.context("list the archive")?;
                 for segment in &archived.superseded {
                     self.destination.delete_pieces(*segment, |_| true).await;
                 }
