@@ -225,11 +225,14 @@ impl Shipper {
             let places = [source, repository].map(|place| place.cluster(&self.cluster, system_identifier));
             let [Ok(source), Ok(place)] = places else { continue };
             let copies = lacks.iter().map(async |file| {
-                let copied = place.copy_wal_file(&source, file).await;
-                if copied.is_ok() {
-                    absence.made_up(file);
+                match place.copy_wal_file(&source, file).await {
+                    // It has never been stored, or is no longer kept.
+                    Ok(_) | Err(RepositoryError::NotFound { .. }) => {
+                        absence.made_up(file);
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
                 }
-                copied
             });
             let copied = tokio::time::timeout(MAKING_UP, join_all(copies)).await.unwrap_or_default();
             match copied.into_iter().find_map(Result::err) {
