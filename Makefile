@@ -79,6 +79,13 @@ bench: ## Compares backup and restore with other tools on this machine; SCALE=â€
 	$(CARGO) build --release --bins $(PROGRAMS)
 	$(CARGO) bench --package pgark-tests --bench whole_loop
 
+.PHONY: bench-wal
+bench-wal: ## Compares archiving and replay of WAL with other tools on this machine
+	tests/servers/install-postgres.sh 15
+	tests/servers/install-s3s.sh
+	$(CARGO) build --release --bins $(PROGRAMS)
+	$(CARGO) bench --package pgark-tests --bench wal
+
 .PHONY: demo
 demo: ## Backs up a throw-away cluster, drops a table and brings it back
 	demo/run.sh

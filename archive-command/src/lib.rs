@@ -15,22 +15,25 @@ mod spool;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use futures_util::future::{join_all, try_join_all};
 use pgark_command::{Configuration, RepositoryConfiguration, open_for_writing};
 use pgark_postgres::{SegmentName, SystemIdentifier, WalFileName};
-use pgark_repository::{ClusterRepository, PreparedWalFile, Repository, RepositoryError, WalStored};
+use pgark_repository::{ClusterRepository, PreparedWalFile, Repository, RepositoryError, WalCompressor, WalStored};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use self::absence::Absence;
-use self::ready::ready_after;
-pub use self::source::{SourceError, SourceFile};
+use self::ready::{Ready, ready_after};
+pub use self::source::{Content, SourceError, SourceFile};
 use self::spool::{FileIdentity, Spool};
 
+/// How long a call takes on further segments. Longer calls leave less idle time between them, but PostgreSQL waits for
+/// one when it shuts down.
+const TAKING_ON: Duration = Duration::from_secs(2);
 /// How long a repository that is not required may take after the others are done, besides the time for its bytes.
 const GRACE: Duration = Duration::from_secs(5);
 /// Slower than this, it is as good as away.
@@ -54,10 +57,7 @@ pub fn archive(
         tracing::debug!(file = %file.display(), "was stored by an earlier call");
         return Ok(());
     }
-    let ahead = match segment {
-        Some(segment) => ahead_of(segment, file, configuration, &spool),
-        None => Vec::new(),
-    };
+    let ahead = segment.map(|segment| ahead_of(segment, file, configuration, &spool)).unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -71,15 +71,13 @@ pub fn archive(
             }
         };
         tokio::pin!(stopped);
-        let shipper = Arc::new(Shipper::new(configuration, repositories, spool, !ahead.is_empty())?);
-        let mut others = JoinSet::new();
+        let is_one_of_many = ahead.at_once > 0 && !ahead.segments.is_empty();
+        let shipper = Arc::new(Shipper::new(configuration, repositories, spool, is_one_of_many)?);
         let asked = shipper.clone().ship(file.to_owned());
         tokio::pin!(asked);
         // Polled once before the others begin, so that it is the first at the compressors.
         let mut first = futures_util::future::poll_immediate(&mut asked).await;
-        for (segment, file) in ahead {
-            others.spawn(shipper.clone().ship_ahead(segment, file));
-        }
+        let others = tokio::spawn(shipper.clone().ship_ahead(ahead));
         if first.is_none() {
             first = tokio::select! {
                 stored = &mut asked => Some(stored),
@@ -89,11 +87,12 @@ pub fn archive(
         let system_identifier = first.context("ship the file")??;
         // The answer is certain; the others may use what is left of the time.
         let rest = async {
-            while others.join_next().await.is_some() {}
+            others.await?;
             shipper.make_up(system_identifier).await;
+            Ok::<_, tokio::task::JoinError>(())
         };
         tokio::select! {
-            () = rest => {}
+            ended = rest => ended.context("ship the segments behind it")?,
             reason = &mut stopped => tracing::info!(reason, "left the segments behind it to later calls"),
         }
         Ok(())
@@ -111,33 +110,27 @@ fn segment_of(file: &Path) -> Option<SegmentName> {
 }
 
 /// What is shipped besides the file that was asked for.
-fn ahead_of(
-    segment: SegmentName,
-    file: &Path,
-    configuration: &Configuration,
-    spool: &Spool,
-) -> Vec<(SegmentName, PathBuf)> {
+fn ahead_of(segment: SegmentName, file: &Path, configuration: &Configuration, spool: &Spool) -> Ready {
     let most = configuration.archive.ahead.saturating_sub(1);
     if most == 0 {
-        return Vec::new();
+        return Ready::default();
     }
     let ahead = ready_after(segment, file, most);
     // Without a note each of them would be shipped twice.
-    if !ahead.is_empty()
+    if !ahead.segments.is_empty()
         && let Err(error) = spool.prepare()
     {
         tracing::info!(%error, "segments are shipped one by one, since state_dir cannot be written");
-        return Vec::new();
+        return Ready::default();
     }
-    ahead.into_iter().filter(|(segment, file)| !spool.confirms(*segment, file)).collect()
+    ahead
 }
 
 /// Ships files side by side.
 struct Shipper {
     cluster: String,
     level: i32,
-    /// Threads for one file.
-    threads: usize,
+    compressor: WalCompressor,
     /// Files that are read and compressed at once.
     compressors: Semaphore,
     required: Vec<Repository>,
@@ -165,7 +158,7 @@ impl Shipper {
         Ok(Self {
             cluster: cluster.clone(),
             level: configuration.compression.level,
-            threads: if is_one_of_many { 1 } else { workers },
+            compressor: WalCompressor::new(configuration.compression.level, if is_one_of_many { 1 } else { workers }),
             compressors: Semaphore::new(workers),
             required,
             optional: optional.into_iter().map(with_absence).collect(),
@@ -175,13 +168,15 @@ impl Shipper {
     }
 
     async fn ship(self: Arc<Self>, file: PathBuf) -> anyhow::Result<SystemIdentifier> {
-        let (level, threads) = (self.level, self.threads);
         let permit = self.compressors.acquire().await?;
+        let shipper = Arc::clone(&self);
         let prepared = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
             let source = SourceFile::read(&file)?;
-            let prepared =
-                PreparedWalFile::prepare(source.name, &source.content, level, threads).context("compress the file")?;
-            Ok((prepared, source.system_identifier))
+            let prepared = match source.content {
+                Content::Segment { file, size } => PreparedWalFile::read(&shipper.compressor, source.name, file, size),
+                Content::Text(text) => PreparedWalFile::prepare(source.name, &text, shipper.level, 1),
+            };
+            Ok((prepared.context("read and compress the file")?, source.system_identifier))
         });
         let (prepared, system_identifier) = prepared.await.context("read the file")??;
         drop(permit);
@@ -242,8 +237,26 @@ impl Shipper {
         }
     }
 
+    /// Ships what waits, several segments at once, and takes on new ones for [`TAKING_ON`].
+    async fn ship_ahead(self: Arc<Self>, ahead: Ready) {
+        let until = Instant::now() + TAKING_ON;
+        let mut waiting = ahead.segments.into_iter().filter(|(segment, file)| !self.spool.confirms(*segment, file));
+        let mut under_way = JoinSet::new();
+        loop {
+            while under_way.len() < ahead.at_once
+                && Instant::now() < until
+                && let Some((segment, file)) = waiting.next()
+            {
+                under_way.spawn(self.clone().ship_one_ahead(segment, file));
+            }
+            if under_way.join_next().await.is_none() {
+                return;
+            }
+        }
+    }
+
     /// A failure is told by the call for that very segment.
-    async fn ship_ahead(self: Arc<Self>, segment: SegmentName, file: PathBuf) {
+    async fn ship_one_ahead(self: Arc<Self>, segment: SegmentName, file: PathBuf) {
         let shipped = async {
             let identity = FileIdentity::of(&std::fs::metadata(&file)?);
             self.clone().ship(file.clone()).await?;

@@ -5,25 +5,33 @@ use std::path::{Path, PathBuf};
 
 use pgark_postgres::SegmentName;
 
-/// What is shipped by one call at most, so that memory stays bounded with large segments, too.
+/// What is shipped at once at most, so that memory stays bounded with large segments, too.
 const MOST_BYTES: u64 = 128 << 20;
 
-/// The segments that PostgreSQL will ask for after this one, in its order: at most `most`, none where that is unknown.
-pub(crate) fn ready_after(asked: SegmentName, file: &Path, most: usize) -> Vec<(SegmentName, PathBuf)> {
-    let Some(pg_wal) = file.parent() else { return Vec::new() };
-    let Ok(size) = fs::metadata(file).map(|metadata| metadata.len()) else { return Vec::new() };
-    let most = most.min(usize::try_from((MOST_BYTES / size.max(1)).saturating_sub(1)).unwrap_or(usize::MAX));
-    // A file that is shipped by hand lies somewhere else, and has no such folder beside it.
-    let Ok(entries) = fs::read_dir(pg_wal.join("archive_status")) else { return Vec::new() };
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    first_after(asked, names, most).into_iter().map(|name| (name, pg_wal.join(name.to_string()))).collect()
+/// The segments that PostgreSQL will ask for after one, and how many of them are shipped side by side with it.
+#[derive(Debug, Default)]
+pub(crate) struct Ready {
+    /// In PostgreSQL's order; none where that is unknown.
+    pub(crate) segments: Vec<(SegmentName, PathBuf)>,
+    pub(crate) at_once: usize,
 }
 
-fn first_after(asked: SegmentName, names: impl Iterator<Item = String>, most: usize) -> Vec<SegmentName> {
+/// What waits behind `asked`, of which at most `most` are to be shipped at once.
+pub(crate) fn ready_after(asked: SegmentName, file: &Path, most: usize) -> Ready {
+    let Some(pg_wal) = file.parent() else { return Ready::default() };
+    let Ok(size) = fs::metadata(file).map(|metadata| metadata.len()) else { return Ready::default() };
+    let at_once = most.min(usize::try_from((MOST_BYTES / size.max(1)).saturating_sub(1)).unwrap_or(usize::MAX));
+    // A file that is shipped by hand lies somewhere else, and has no such folder beside it.
+    let Ok(entries) = fs::read_dir(pg_wal.join("archive_status")) else { return Ready::default() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let segments = all_after(asked, names).into_iter().map(|name| (name, pg_wal.join(name.to_string()))).collect();
+    Ready { segments, at_once }
+}
+
+fn all_after(asked: SegmentName, names: impl Iterator<Item = String>) -> Vec<SegmentName> {
     let ready = |name: String| name.strip_suffix(".ready")?.parse::<SegmentName>().ok();
     let mut segments: Vec<SegmentName> = names.filter_map(ready).filter(|segment| *segment > asked).collect();
     segments.sort_unstable();
-    segments.truncate(most);
     segments
 }
 
@@ -45,16 +53,15 @@ mod tests {
             "00000001000000000000000C.partial.ready",
             "nonsense",
         ];
-        let chosen = |asked: &str, most| -> Vec<String> {
+        let chosen = |asked: &str| -> Vec<String> {
             let names = names.iter().map(|name| (*name).to_owned());
-            first_after(asked.parse().unwrap(), names, most).iter().map(ToString::to_string).collect()
+            all_after(asked.parse().unwrap(), names).iter().map(ToString::to_string).collect()
         };
         assert_eq!(
-            chosen("000000010000000000000008", 9),
+            chosen("000000010000000000000008"),
             ["000000010000000000000009", "00000001000000000000000A", "000000020000000000000001"]
         );
-        assert_eq!(chosen("000000010000000000000008", 1), ["000000010000000000000009"]);
-        assert_eq!(chosen("000000020000000000000001", 9), [""; 0]);
+        assert_eq!(chosen("000000020000000000000001"), [""; 0]);
     }
 
     #[test]
@@ -68,8 +75,9 @@ mod tests {
         let file = folder.path().join(asked);
         for (mebibytes, expected) in [(1, 7), (16, 7), (64, 1), (1024, 0)] {
             fs::File::create(&file).unwrap().set_len(mebibytes << 20).unwrap();
-            assert_eq!(ready_after(asked.parse().unwrap(), &file, 7).len(), expected, "{mebibytes} MiB");
+            let ready = ready_after(asked.parse().unwrap(), &file, 7);
+            assert_eq!((ready.at_once, ready.segments.len()), (expected, 8), "{mebibytes} MiB");
         }
-        assert!(ready_after(asked.parse().unwrap(), Path::new("/nowhere/file"), 7).is_empty());
+        assert!(ready_after(asked.parse().unwrap(), Path::new("/nowhere/file"), 7).segments.is_empty());
     }
 }

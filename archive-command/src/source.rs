@@ -4,7 +4,7 @@
 //! data directory is asked: PostgreSQL runs the command there and gives `pg_wal/<name>`.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use pgark_command::{DataDirectoryError, data_directory_of_wal_file, read_control_file};
@@ -13,8 +13,6 @@ use pgark_postgres::{
     WalFileNameError, WalPageError,
 };
 
-/// The largest WAL segment.
-const SEGMENT_LIMIT: u64 = 1 << 30;
 /// Histories have a line for each timeline; this is far above any.
 const TEXT_LIMIT: u64 = 4 << 20;
 
@@ -23,10 +21,24 @@ const TEXT_LIMIT: u64 = 4 << 20;
 pub struct SourceFile {
     /// Its name.
     pub name: WalFileName,
-    /// All of it.
-    pub content: Vec<u8>,
+    /// What is in it.
+    pub content: Content,
     /// The cluster that wrote it.
     pub system_identifier: SystemIdentifier,
+}
+
+/// The bytes of a file of `pg_wal`.
+#[derive(Debug)]
+pub enum Content {
+    /// A segment, opened at its beginning.
+    Segment {
+        /// The file.
+        file: File,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// All of a small file.
+    Text(Vec<u8>),
 }
 
 /// Why a file is not archived.
@@ -79,17 +91,17 @@ impl SourceFile {
         let name: WalFileName = name.parse().map_err(SourceError::Name)?;
         match name {
             WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
-                let content = read_whole(path, SEGMENT_LIMIT)?;
-                let system_identifier = check_segment(&segment, &content).map_err(refused)?;
-                Ok(Self { name, content, system_identifier })
+                let (file, size, head) = open_segment(path)?;
+                let system_identifier = check_segment(&segment, &head, size).map_err(refused)?;
+                Ok(Self { name, content: Content::Segment { file, size }, system_identifier })
             }
             WalFileName::History(timeline) => {
-                let content = read_whole(path, TEXT_LIMIT)?;
+                let content = read_text(path)?;
                 TimelineHistory::parse(timeline, &content).map_err(SourceError::History)?;
-                Ok(Self { name, content, system_identifier: system_identifier(path)? })
+                Ok(Self { name, content: Content::Text(content), system_identifier: system_identifier(path)? })
             }
             WalFileName::BackupHistory { .. } => {
-                let content = read_whole(path, TEXT_LIMIT)?;
+                let content = Content::Text(read_text(path)?);
                 Ok(Self { name, content, system_identifier: system_identifier(path)? })
             }
         }
@@ -100,20 +112,29 @@ fn refused(error: WalPageError) -> SourceError {
     if error.is_of_newer_version() { SourceError::NewerVersion(error) } else { SourceError::Segment(error) }
 }
 
-fn check_segment(name: &SegmentName, content: &[u8]) -> Result<SystemIdentifier, WalPageError> {
-    let header = SegmentHeader::parse(content)?;
-    header.check_name(name, content.len() as u64)?;
+fn check_segment(name: &SegmentName, head: &[u8], size: u64) -> Result<SystemIdentifier, WalPageError> {
+    let header = SegmentHeader::parse(head)?;
+    header.check_name(name, size)?;
     Ok(header.system_identifier)
 }
 
-fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>, SourceError> {
+/// Opens a segment, and reads what its first page begins with.
+fn open_segment(path: &Path) -> Result<(File, u64, Vec<u8>), SourceError> {
     let failed = |source| SourceError::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
+    let mut head = Vec::new();
+    (&file).take(SegmentHeader::BYTES as u64).read_to_end(&mut head).map_err(failed)?;
+    (&file).rewind().map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
-    let mut content = Vec::with_capacity(usize::try_from(size.min(limit)).unwrap_or(0));
-    file.take(limit + 1).read_to_end(&mut content).map_err(failed)?;
-    if content.len() as u64 > limit {
-        return Err(SourceError::TooLarge { limit });
+    Ok((file, size, head))
+}
+
+fn read_text(path: &Path) -> Result<Vec<u8>, SourceError> {
+    let failed = |source| SourceError::Read { path: path.to_owned(), source };
+    let mut content = Vec::new();
+    File::open(path).and_then(|file| file.take(TEXT_LIMIT + 1).read_to_end(&mut content)).map_err(failed)?;
+    if content.len() as u64 > TEXT_LIMIT {
+        return Err(SourceError::TooLarge { limit: TEXT_LIMIT });
     }
     Ok(content)
 }

@@ -168,7 +168,11 @@ impl ClusterRepository {
 
     async fn open_of_backup(&self, backup: &Backup, key: &ObjectKey, crc32: Option<u32>) -> Result<OpenedObject> {
         let own = self.repository.identities.public_keys();
-        match self.open(key, crc32).await {
+        let mut reader = self.store().open_reader(key).await?;
+        if let Some(crc32) = crc32 {
+            reader.expect_crc32(crc32);
+        }
+        match self.unseal(key, reader).await {
             Err(RepositoryError::NoKey { .. }) if own.iter().any(|key| backup.recipients.contains(key)) => {
                 Err(self.store().damaged(key, "its age header does not fit the keys that backup.json names"))
             }
@@ -176,20 +180,16 @@ impl ClusterRepository {
         }
     }
 
-    /// Opens a stored object and takes off its encryption, if its name says that it has one.
+    /// Opens a small stored object and takes off its encryption, if its name says that it has one.
     /// For blocking threads.
     ///
     /// # Errors
     /// `NotFound`; `NoKey` when no configured private key opens it; `Damaged` when it is no age file.
     pub async fn open_object(&self, key: &ObjectKey) -> Result<OpenedObject> {
-        self.open(key, None).await
+        self.unseal(key, self.store().open_small_reader(key).await?).await
     }
 
-    async fn open(&self, key: &ObjectKey, crc32: Option<u32>) -> Result<OpenedObject> {
-        let mut reader = self.store().open_reader(key).await?;
-        if let Some(crc32) = crc32 {
-            reader.expect_crc32(crc32);
-        }
+    async fn unseal(&self, key: &ObjectKey, reader: ObjectReader) -> Result<OpenedObject> {
         if Sealing::of(key) == Sealing::Plain {
             return Ok(OpenedObject::Plain(reader));
         }

@@ -9,6 +9,7 @@
 
 use std::io::{self, Read};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, compress_bound};
@@ -39,7 +40,7 @@ impl FrameCompressor {
         Self { level, idle: Mutex::default() }
     }
 
-    /// Compresses `raw` (at most [`FRAME_BYTES`] for a part) into one frame.
+    /// Compresses `raw` (at most [`FRAME_BYTES`]) into one frame.
     pub(crate) fn compress(&self, raw: &[u8]) -> io::Result<Vec<u8>> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let (mut compressor, mut buffer) = match idle {
@@ -62,6 +63,73 @@ impl FrameCompressor {
     }
 }
 
+/// Digests and compresses WAL while it is read, frame by frame, so that of the raw bytes only one frame for each thread
+/// is in memory. Keeps its buffers for the next segment.
+pub struct WalCompressor {
+    frames: FrameCompressor,
+    threads: usize,
+    idle: Mutex<Vec<Vec<u8>>>,
+}
+
+impl WalCompressor {
+    /// Compresses at this zstd level, on up to `threads` threads.
+    #[must_use]
+    pub fn new(level: i32, threads: usize) -> Self {
+        Self { frames: FrameCompressor::new(level), threads: threads.max(1), idle: Mutex::default() }
+    }
+
+    /// Reads `size` bytes, and returns their digest and the object: the note, then the frames.
+    pub(crate) fn compress(&self, mut input: impl Read, size: u64) -> io::Result<(RawDigest, Vec<u8>)> {
+        // The digest must stand in front of what it is of.
+        let mut object = note(&RawDigest { blake3: [0; 32], size });
+        // Most WAL becomes smaller than this; what is not used costs nothing.
+        object.reserve(usize::try_from(size / 4).unwrap_or(0));
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let mut left = size;
+        while left > 0 {
+            let length = left.min((self.threads * FRAME_BYTES) as u64);
+            buffer.clear();
+            buffer.reserve_exact(usize::try_from(length).unwrap_or(0));
+            (&mut input).take(length).read_to_end(&mut buffer)?;
+            if buffer.len() as u64 != length {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{left} bytes are missing")));
+            }
+            for frame in self.compress_at_once(&buffer, &mut hasher) {
+                object.extend_from_slice(&frame?);
+            }
+            left -= length;
+        }
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        let digest = RawDigest { blake3: hasher.finalize().into(), size };
+        let note = note(&digest);
+        object[..note.len()].copy_from_slice(&note);
+        Ok((digest, object))
+    }
+
+    fn compress_at_once(&self, raw: &[u8], hasher: &mut blake3::Hasher) -> Vec<io::Result<Vec<u8>>> {
+        if self.threads == 1 {
+            hasher.update(raw);
+            return vec![self.frames.compress(raw)];
+        }
+        let chunk = raw.len().div_ceil(self.threads);
+        thread::scope(|scope| {
+            let compress = |chunk| scope.spawn(move || self.frames.compress(chunk));
+            let workers: Vec<_> = raw.chunks(chunk).map(compress).collect();
+            hasher.update(raw);
+            let died = |_| Err(io::Error::other("a compression thread died"));
+            workers.into_iter().map(|worker| worker.join().unwrap_or_else(died)).collect()
+        })
+    }
+}
+
+impl std::fmt::Debug for WalCompressor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { frames, threads, idle: _ } = self;
+        f.debug_struct("WalCompressor").field("level", &frames.level).field("threads", threads).finish_non_exhaustive()
+    }
+}
+
 /// Decompresses one frame whose raw size is known; anything else is an error.
 pub(crate) fn decompress_frame(stored: &[u8], raw_size: usize) -> io::Result<Vec<u8>> {
     if zstd::zstd_safe::find_frame_compressed_size(stored).ok() != Some(stored.len()) {
@@ -75,43 +143,12 @@ fn damaged(reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
-/// Compresses a WAL segment: the note, then its frames, made by as many threads.
-pub(crate) fn compress_segment(raw: &[u8], level: i32, digest: &RawDigest, threads: usize) -> io::Result<Vec<u8>> {
-    let mut output = note(digest);
-    let chunk = raw.len().div_ceil(threads.max(1)).max(1);
-    let compressor = FrameCompressor::new(level);
-    let frames: Vec<io::Result<Vec<u8>>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = raw
-            .chunks(chunk)
-            .map(|chunk| {
-                let compressor = &compressor;
-                scope.spawn(move || compressor.compress(chunk))
-            })
-            .collect();
-        workers
-            .into_iter()
-            .map(|worker| worker.join().unwrap_or_else(|_| Err(io::Error::other("a compression thread died"))))
-            .collect()
-    });
-    for frame in frames {
-        output.extend_from_slice(&frame?);
-    }
-    Ok(output)
-}
-
 fn note(digest: &RawDigest) -> Vec<u8> {
     let text = format!("{NOTE_TAG} {} {}", digest.hex(), digest.size);
     let mut note = NOTE_MAGIC.to_vec();
     note.extend_from_slice(&u32::try_from(text.len()).unwrap_or(NOTE_LIMIT).to_le_bytes());
     note.extend_from_slice(text.as_bytes());
     note
-}
-
-/// Puts the right digest into a note that was written with a digest of the same size.
-pub(crate) fn with_digest(mut content: Vec<u8>, digest: &RawDigest) -> Vec<u8> {
-    let note = note(digest);
-    content[..note.len()].copy_from_slice(&note);
-    content
 }
 
 /// Reads the note at the beginning of a compressed WAL object; `None` when there is none.
@@ -144,11 +181,23 @@ mod tests {
     #[test]
     fn a_segment_round_trips_through_a_plain_zstd_reader() {
         let raw: Vec<u8> = (0..3_000_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
-        let digest = RawDigest::of(&raw);
         for threads in [1, 2, 5] {
-            let stored = compress_segment(&raw, 1, &digest, threads).unwrap();
-            assert_eq!(zstd::decode_all(&stored[..]).unwrap(), raw);
-            assert_eq!(digest_of_note(&stored[..]).unwrap(), Some(digest.clone()));
+            let compressor = WalCompressor::new(1, threads);
+            // The second one finds the buffers of the first.
+            for size in [12_000_000, 5_000_000, 1, 0] {
+                let (digest, stored) = compressor.compress(&raw[..], size as u64).unwrap();
+                assert_eq!(zstd::decode_all(&stored[..]).unwrap(), raw[..size]);
+                assert_eq!(digest, RawDigest::of(&raw[..size]));
+                assert_eq!(digest_of_note(&stored[..]).unwrap(), Some(digest));
+            }
+        }
+    }
+
+    #[test]
+    fn a_segment_that_ends_early_is_no_segment() {
+        for threads in [1, 2] {
+            let error = WalCompressor::new(1, threads).compress(&[1; 999][..], 1000).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         }
     }
 

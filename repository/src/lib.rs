@@ -33,7 +33,7 @@ pub use backup_writer::{
     BackupFacts, BackupTargets, BackupWriter, BackupWriterOptions, CheckedBackup, IncludedDirectory, ManifestWriter,
 };
 pub use cluster::{ClusterRepository, OpenedObject, Repository, read_failure};
-pub use compression::FRAME_BYTES;
+pub use compression::{FRAME_BYTES, WalCompressor};
 pub use digest::RawDigest;
 pub use encryption::{Identities, Recipients, generate_key_pair};
 pub use error::{ErrorKind, RepositoryError, Result};

@@ -222,6 +222,14 @@ impl Store {
         ObjectReader::open(self.clone(), key.clone()).await
     }
 
+    /// As [`Store::open_reader`], for an object that is read from its beginning and is small: mostly in one request.
+    ///
+    /// # Errors
+    /// `NotFound`, or when the store refuses or cannot be reached.
+    pub async fn open_small_reader(&self, key: &ObjectKey) -> Result<ObjectReader> {
+        ObjectReader::open_small(self.clone(), key.clone()).await
+    }
+
     /// Reads a whole object of at most `limit` bytes.
     ///
     /// # Errors
@@ -281,7 +289,7 @@ impl Store {
         let asked = if self.directory.is_some() {
             self.repeated("look at", key, 0, || self.objects.head(&path)).await.map(|meta| meta.size)
         } else {
-            match self.repeated("look at", key, 0, || self.first_byte(&path)).await {
+            match self.repeated("look at", key, 0, || self.first_bytes(&path, 1)).await.map(|(size, _)| size) {
                 Err(error @ RepositoryError::Unavailable { .. }) if is_about_range(&error) => {
                     let head = self.once("look at", key, 0, self.objects.head(&path)).await;
                     head.map(|meta| meta.size).map_err(|_| error)
@@ -296,14 +304,12 @@ impl Store {
         }
     }
 
-    /// Reads one byte and returns the size of the whole object.
-    async fn first_byte(&self, path: &Path) -> object_store::Result<u64> {
-        let options = GetOptions { range: Some(GetRange::Bounded(0..1)), ..GetOptions::default() };
+    /// Reads the first bytes of an object, at most `most`, and returns the size of the whole object with them.
+    async fn first_bytes(&self, path: &Path, most: u64) -> object_store::Result<(u64, Bytes)> {
+        let options = GetOptions { range: Some(GetRange::Bounded(0..most)), ..GetOptions::default() };
         let got = self.objects.get_opts(path, options).await?;
-        let size = got.meta.size;
         // Read to its end, so that the connection can be used again.
-        got.bytes().await?;
-        Ok(size)
+        Ok((got.meta.size, got.bytes().await?))
     }
 
     /// Lists every object below a folder, in no particular order.

@@ -9,8 +9,8 @@ use std::io::{self, Read, Write};
 use bytes::Bytes;
 use pgark_postgres::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 
-use crate::cluster::{ClusterRepository, read_failure};
-use crate::compression::{compress_segment, digest_of_note};
+use crate::cluster::{ClusterRepository, OpenedObject, read_failure};
+use crate::compression::{WalCompressor, digest_of_note};
 use crate::digest::RawDigest;
 use crate::encryption::read_note;
 use crate::error::{RepositoryError, Result};
@@ -42,16 +42,25 @@ impl PreparedWalFile {
             WalFileName::History(timeline) => {
                 let digest = RawDigest::of(raw);
                 let content = history_note::with_note(timeline, raw, &digest).into();
-                return Ok(Self { name, digest, content });
+                Ok(Self { name, digest, content })
             }
             // For people only: no recovery reads it.
             WalFileName::BackupHistory { .. } => {
-                return Ok(Self { name, digest: RawDigest::of(raw), content: Bytes::copy_from_slice(raw) });
+                Ok(Self { name, digest: RawDigest::of(raw), content: Bytes::copy_from_slice(raw) })
             }
-            WalFileName::Segment(_) | WalFileName::Partial(_) => {}
+            WalFileName::Segment(_) | WalFileName::Partial(_) => {
+                Self::read(&WalCompressor::new(level, threads), name, raw, raw.len() as u64)
+            }
         }
-        let (digest, content) = digest_and_compress(raw, level, threads)?;
-        Ok(Self { name, digest, content })
+    }
+
+    /// Digests and compresses the `size` bytes of a segment while they are read. Blocking.
+    ///
+    /// # Errors
+    /// When `input` fails or ends early, or zstd fails.
+    pub fn read(compressor: &WalCompressor, segment: WalFileName, input: impl Read, size: u64) -> io::Result<Self> {
+        let (digest, content) = compressor.compress(input, size)?;
+        Ok(Self { name: segment, digest, content: content.into() })
     }
 
     /// The file's name.
@@ -73,20 +82,6 @@ impl PreparedWalFile {
     }
 }
 
-/// The digest must stand in front of the content, so the content is compressed behind an empty place of the note's size
-/// at the same time.
-fn digest_and_compress(raw: &[u8], level: i32, threads: usize) -> io::Result<(RawDigest, Bytes)> {
-    let placeholder = RawDigest { blake3: [0; 32], size: raw.len() as u64 };
-    let (digest, content) = std::thread::scope(|scope| {
-        let digest = scope.spawn(|| RawDigest::of(raw));
-        let content = compress_segment(raw, level, &placeholder, threads);
-        (digest.join(), content)
-    });
-    let digest = digest.map_err(|_| io::Error::other("the digest thread died"))?;
-    let content = crate::compression::with_digest(content?, &digest);
-    Ok((digest, content.into()))
-}
-
 /// How storing a WAL file ended, when it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WalStored {
@@ -104,16 +99,10 @@ impl ClusterRepository {
     /// same content was there but is not whole; or when the store refuses or cannot be reached.
     pub async fn store_wal_file(&self, file: &PreparedWalFile) -> Result<WalStored> {
         // The other form may be there from before encryption was turned on or off.
-        let sealing = self.sealing();
-        let other = match sealing {
-            Sealing::Plain => Sealing::Age,
-            Sealing::Age => Sealing::Plain,
-        };
-        let other_key = self.keys().wal_file(&file.name, other);
+        let [key, other_key] = self.wal_file_keys(&file.name);
         if let Some(size) = self.store().size(&other_key).await? {
             return self.compare_wal_file(&other_key, size, file.name, &file.digest).await;
         }
-        let key = self.keys().wal_file(&file.name, sealing);
         self.create_wal_object(&key, file.name, &file.digest, &file.content).await
     }
 
@@ -188,19 +177,21 @@ impl ClusterRepository {
     /// # Errors
     /// When the store refuses or cannot be reached: then nothing is known.
     pub async fn has_wal_file(&self, name: &WalFileName) -> Result<bool> {
-        Ok(self.find_wal_file(name).await?.is_some())
-    }
-
-    async fn find_wal_file(&self, name: &WalFileName) -> Result<Option<ObjectKey>> {
-        let first = self.sealing();
-        let second = if first == Sealing::Plain { Sealing::Age } else { Sealing::Plain };
-        for sealing in [first, second] {
-            let key = self.keys().wal_file(name, sealing);
+        for key in self.wal_file_keys(name) {
             if self.store().size(&key).await?.is_some() {
-                return Ok(Some(key));
+                return Ok(true);
             }
         }
-        Ok(None)
+        Ok(false)
+    }
+
+    /// Under which keys a WAL file may be: in the form that is written here, and in the other one.
+    fn wal_file_keys(&self, name: &WalFileName) -> [ObjectKey; 2] {
+        let other = match self.sealing() {
+            Sealing::Plain => Sealing::Age,
+            Sealing::Age => Sealing::Plain,
+        };
+        [self.sealing(), other].map(|sealing| self.keys().wal_file(name, sealing))
     }
 
     /// Writes a WAL file's raw content to `output`, checked against the digest that was stored with
@@ -209,8 +200,16 @@ impl ClusterRepository {
     /// # Errors
     /// `Damaged`, `NoKey`, or when the store or `output` fails; `output` may hold a part then.
     pub async fn fetch_wal_file<W: Write + Send + 'static>(&self, name: &WalFileName, output: W) -> Result<Option<W>> {
-        let Some(key) = self.find_wal_file(name).await? else { return Ok(None) };
-        Ok(Some(self.read_wal_object(key, *name, output).await?.0))
+        for key in self.wal_file_keys(name) {
+            match self.open_object(&key).await {
+                Ok(object) => {
+                    return self.copy_wal_object(key, object, *name, output).await.map(|(output, _)| Some(output));
+                }
+                Err(RepositoryError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     pub(crate) async fn read_wal_object<W: Write + Send + 'static>(
@@ -220,6 +219,16 @@ impl ClusterRepository {
         output: W,
     ) -> Result<(W, RawDigest)> {
         let object = self.open_object(&key).await?;
+        self.copy_wal_object(key, object, name, output).await
+    }
+
+    async fn copy_wal_object<W: Write + Send + 'static>(
+        &self,
+        key: ObjectKey,
+        object: OpenedObject,
+        name: WalFileName,
+        output: W,
+    ) -> Result<(W, RawDigest)> {
         let store = self.store().clone();
         let task = tokio::task::spawn_blocking(move || {
             let read = match name {

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use pgark_postgres::{SegmentName, WalFileName};
 use pgark_repository::{
-    ClusterRepository, PreparedPiece, PreparedWalFile, RepositoryError, Sealing, WalPiece, WalStored,
+    ClusterRepository, PreparedPiece, PreparedWalFile, RepositoryError, Sealing, WalCompressor, WalPiece, WalStored,
 };
 
 use crate::place::{Keys, Place, decrypting, encrypted, noise, open};
@@ -19,8 +19,12 @@ fn segment(text: &str) -> SegmentName {
 }
 
 async fn put(repository: &ClusterRepository, raw: &[u8], start: usize, end: usize) -> WalStored {
-    let piece = PreparedPiece::prepare(segment(SEGMENT), start as u32, &raw[start..end], 1).unwrap();
-    repository.store_wal_piece(&piece).await.unwrap()
+    repository.store_wal_piece(&piece_of(segment(SEGMENT), raw, start, end)).await.unwrap()
+}
+
+fn piece_of(segment: SegmentName, raw: &[u8], start: usize, end: usize) -> PreparedPiece {
+    let piece = WalPiece { start: start as u32, end: end as u32 };
+    PreparedPiece::read(&WalCompressor::new(1, 1), segment, piece, &raw[start..end]).unwrap()
 }
 
 async fn assembled(repository: &ClusterRepository) -> Vec<u8> {
@@ -47,7 +51,7 @@ async fn comes_together(place: Place) {
 
     // Another timeline's pieces are another segment's.
     let other = segment("00000002000000000000000A");
-    let piece = PreparedPiece::prepare(other, 80_000, &[1; 20_000], 1).unwrap();
+    let piece = piece_of(other, &[1; 100_000], 80_000, 100_000);
     writer.store_wal_piece(&piece).await.unwrap();
     assert_eq!(assembled(&reader).await, raw[..80_000]);
     assert_eq!(reader.assemble_segment(other).await.unwrap(), None);
@@ -55,7 +59,7 @@ async fn comes_together(place: Place) {
     // The same range with other bytes is refused; another range with other bytes ends what is put together.
     let mut rewritten = raw.clone();
     rewritten[75_000] ^= 1;
-    let piece = PreparedPiece::prepare(segment(SEGMENT), 500, &rewritten[500..80_000], 1).unwrap();
+    let piece = piece_of(segment(SEGMENT), &rewritten, 500, 80_000);
     let refused = writer.store_wal_piece(&piece).await.unwrap_err();
     assert!(matches!(refused, RepositoryError::Conflict { .. }), "{refused:?}");
     put(&writer, &rewritten, 69_000, 95_000).await;

@@ -111,7 +111,7 @@ async fn fetch_into(
     temporary: PathBuf,
 ) -> Result<Option<WholeFile>, FetchError> {
     let temporary = Temporary::create(temporary)?;
-    let output = CheckedWriter { file: temporary.open()?, head: Vec::new(), size: 0, crc: crc32fast::Hasher::new() };
+    let output = CheckedWriter::new(temporary.open()?);
     let Some(output) = repository.fetch_wal_file(&name, output).await? else { return Ok(None) };
     if let WalFileName::Segment(segment) | WalFileName::Partial(segment) = name {
         check_segment(segment, repository.name(), repository.system_identifier(), &output.head, output.size)?;
@@ -128,8 +128,7 @@ async fn assemble_into(
 ) -> Result<Option<WholeFile>, FetchError> {
     let Some(bytes) = assemble(archive, segment).await? else { return Ok(None) };
     let temporary = Temporary::create(temporary)?;
-    let mut output =
-        CheckedWriter { file: temporary.open()?, head: Vec::new(), size: 0, crc: crc32fast::Hasher::new() };
+    let mut output = CheckedWriter::new(temporary.open()?);
     let place = archive.names();
     let wrong = |source| FetchError::WrongSegment { name: segment, repository: place.clone(), source };
     let size = SegmentHeader::parse(&bytes).map_err(wrong)?.segment_size.bytes();
@@ -236,40 +235,51 @@ pub(crate) fn check_segment(
 /// A file that was fetched, and has no name yet.
 pub(crate) struct WholeFile {
     temporary: Temporary,
-    output: CheckedWriter,
+    output: CheckedWriter<File>,
 }
 
 impl WholeFile {
     /// CRC-32 of its content.
     pub(crate) fn crc(&self) -> u32 {
-        self.output.crc.clone().finalize()
+        self.output.crc()
     }
 
     /// Makes it durable and gives it its name.
     pub(crate) async fn publish(self, destination: PathBuf) -> Result<(), FetchError> {
         let path = destination.clone();
         let published =
-            tokio::task::spawn_blocking(move || self.temporary.publish(&self.output.file, &destination)).await;
+            tokio::task::spawn_blocking(move || self.temporary.publish(&self.output.inner, &destination)).await;
         published
             .unwrap_or_else(|error| Err(FetchError::Io { operation: "write", path, source: io::Error::other(error) }))
     }
 }
 
-/// Writes to a file, never more than a segment has, and keeps its beginning for a look at the header.
-struct CheckedWriter {
-    file: File,
-    head: Vec<u8>,
-    size: u64,
+/// Passes on what it is given, never more than a segment has, and keeps its beginning for a look at the header.
+pub(crate) struct CheckedWriter<W> {
+    inner: W,
+    pub(crate) head: Vec<u8>,
+    pub(crate) size: u64,
     crc: crc32fast::Hasher,
 }
 
-impl Write for CheckedWriter {
+impl<W> CheckedWriter<W> {
+    pub(crate) fn new(inner: W) -> Self {
+        Self { inner, head: Vec::new(), size: 0, crc: crc32fast::Hasher::new() }
+    }
+
+    /// CRC-32 of what was written.
+    pub(crate) fn crc(&self) -> u32 {
+        self.crc.clone().finalize()
+    }
+}
+
+impl<W: Write> Write for CheckedWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         const LARGEST: u64 = 1 << 30;
         if self.size + bytes.len() as u64 > LARGEST {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than any segment"));
         }
-        let written = self.file.write(bytes)?;
+        let written = self.inner.write(bytes)?;
         let missing = SegmentHeader::BYTES.saturating_sub(self.head.len());
         self.head.extend_from_slice(&bytes[..written.min(missing)]);
         self.size += written as u64;
@@ -278,7 +288,7 @@ impl Write for CheckedWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.inner.flush()
     }
 }
 

@@ -46,24 +46,27 @@ impl Backlog {
 }
 
 #[test]
-fn one_call_ships_eight_and_their_own_calls_answer_at_once() {
+fn one_call_ships_many_and_their_own_calls_answer_at_once() {
     let backlog = Backlog::new("");
     let ask = |number: usize| backlog.cluster.archive_command().arg(&backlog.segments[number]);
     ask(0).succeed();
-    assert_eq!(backlog.stored(), 8, "the one that was asked for and seven behind it");
+    let stored = backlog.stored();
+    assert!((8..=11).contains(&stored), "the one that was asked for, seven with it, and perhaps more: {stored}");
     let before: Vec<_> = backlog.cluster.archived_segments(1).iter().map(|path| fs::metadata(path).unwrap()).collect();
     // Without the repository only notes can answer.
     let repository = backlog.cluster.repository_dir();
     let away = repository.with_extension("away");
     fs::rename(&repository, &away).unwrap();
-    for number in 1..8 {
+    for number in 1..stored {
         ask(number).succeed();
     }
     assert!(!repository.exists());
     fs::rename(&away, &repository).unwrap();
     let after: Vec<_> = backlog.cluster.archived_segments(1).iter().map(|path| fs::metadata(path).unwrap()).collect();
     assert!(before.iter().zip(&after).all(|(before, after)| before.modified().unwrap() == after.modified().unwrap()));
-    ask(8).succeed();
+    for number in stored..11 {
+        ask(number).succeed();
+    }
     assert_eq!(backlog.stored(), 11);
     // Everything that was shipped ahead is what the server wrote.
     for (segment, stored) in backlog.segments.iter().zip(backlog.cluster.archived_segments(1)) {
@@ -100,7 +103,7 @@ fn b21_what_cannot_be_shipped_ahead_fails_only_its_own_call() {
     let backlog = Backlog::new("");
     fs::write(&backlog.segments[3], "no segment").unwrap();
     backlog.cluster.archive_command().arg(&backlog.segments[0]).succeed();
-    assert_eq!(backlog.stored(), 7);
+    assert!(backlog.stored() >= 7);
     let refused = backlog.cluster.archive_command().arg(&backlog.segments[3]).fail_with(1);
     assert!(refused.stderr.contains("not the WAL segment that its name says"), "{}", refused.stderr);
 }

@@ -1,14 +1,16 @@
 //! Where the WAL goes: all repositories that are required, each tried until it takes what it is given, and a lane into
 //! each that is not.
 
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use pgark_command::StreamConfiguration;
-use pgark_postgres::{SegmentName, WalFileName};
+use pgark_postgres::{SegmentHeader, SegmentName, SegmentSize, WalFileName};
 use pgark_repository::{
-    ClusterRepository, ErrorKind, PreparedPiece, PreparedWalFile, RepositoryError, WalPiece, WalStored,
+    ClusterRepository, ErrorKind, PreparedPiece, PreparedWalFile, RepositoryError, WalCompressor, WalPiece, WalStored,
 };
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -51,7 +53,9 @@ pub(crate) struct Destination {
     /// Notified when there may be something to make up for.
     pub(crate) catch_up: Arc<Notify>,
     pub(crate) level: i32,
-    /// One whole segment is in memory at a time.
+    segments: WalCompressor,
+    pieces: WalCompressor,
+    /// One whole segment is in memory at a time, compressed.
     memory: Semaphore,
 }
 
@@ -60,7 +64,17 @@ impl Destination {
         let catch_up = Arc::<Notify>::default();
         let (optional, required) = repositories.iter().cloned().partition::<Vec<_>, _>(ClusterRepository::is_optional);
         let lanes = optional.into_iter().map(|repository| Lane::new(repository, Arc::clone(&catch_up))).collect();
-        Self { repositories, required, lanes, catch_up, level, memory: Semaphore::new(1) }
+        Self {
+            repositories,
+            required,
+            lanes,
+            catch_up,
+            level,
+            segments: WalCompressor::new(level, 1),
+            // They do not stay for long.
+            pieces: WalCompressor::new(level.min(3), 1),
+            memory: Semaphore::new(1),
+        }
     }
 
     /// Whether a repository that is not required lacks something, or may.
@@ -94,23 +108,40 @@ impl Destination {
         crate::wal_source::store(lacking, WalFileName::Segment(segment), &fetch.await?, self.level).await
     }
 
-    /// Stores a whole segment in every repository. `read` gets its bytes once there is memory for them.
+    /// Stores a whole segment of `size` bytes in every repository. It is read once there is memory for it.
     pub(crate) async fn store_segment(
-        &self,
+        self: Arc<Self>,
         segment: SegmentName,
-        read: impl FnOnce() -> anyhow::Result<Vec<u8>> + Send + 'static,
+        mut input: impl Read + Send + 'static,
+        size: SegmentSize,
     ) -> anyhow::Result<()> {
         let _room = self.memory.acquire().await?;
-        let level = self.level;
+        let destination = Arc::clone(&self);
         let prepared = tokio::task::spawn_blocking(move || {
-            anyhow::Ok(PreparedWalFile::prepare(WalFileName::Segment(segment), &read()?, level, 1)?)
+            let mut head = [0; SegmentHeader::BYTES];
+            input.read_exact(&mut head)?;
+            SegmentHeader::parse(&head)
+                .and_then(|header| header.check_name(&segment, size.bytes()))
+                .with_context(|| format!("look at segment {segment}"))?;
+            let (name, whole) = (WalFileName::Segment(segment), io::Cursor::new(head).chain(input));
+            anyhow::Ok(PreparedWalFile::read(&destination.segments, name, whole, size.bytes())?)
         });
-        self.store(segment, Prepared::Segment(prepared.await??)).await
+        let prepared = prepared.await?.with_context(|| format!("read and compress segment {segment}"))?;
+        self.store(segment, Prepared::Segment(prepared)).await
     }
 
     /// Stores a piece in every repository.
-    pub(crate) async fn store_piece(&self, piece: PreparedPiece) -> anyhow::Result<()> {
-        self.store(piece.segment(), Prepared::Piece(piece)).await
+    pub(crate) async fn store_piece(
+        self: Arc<Self>,
+        segment: SegmentName,
+        piece: WalPiece,
+        input: impl Read + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let destination = Arc::clone(&self);
+        let prepared =
+            tokio::task::spawn_blocking(move || PreparedPiece::read(&destination.pieces, segment, piece, input));
+        let prepared = prepared.await?.with_context(|| format!("read and compress a piece of {segment}"))?;
+        self.store(segment, Prepared::Piece(prepared)).await
     }
 
     async fn store(&self, segment: SegmentName, prepared: Prepared) -> anyhow::Result<()> {

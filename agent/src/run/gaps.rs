@@ -44,7 +44,7 @@ pub(crate) async fn keep_healing(
 /// Looks once. What cannot be healed is reported once.
 async fn heal(
     options: &ConnectionOptions,
-    destination: &Destination,
+    destination: &Arc<Destination>,
     end: Lsn,
     reported: &mut BTreeSet<u64>,
 ) -> anyhow::Result<()> {

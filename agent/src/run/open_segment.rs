@@ -1,13 +1,14 @@
 //! A segment that is being received: its bytes in a file, and which of them are stored.
 
 use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use pgark_postgres::{Lsn, SegmentHeader, SegmentName, SegmentSize};
+use pgark_postgres::{Lsn, SegmentName, SegmentSize};
 use pgark_repository::WalPiece;
 
 /// A piece is in memory while it is stored.
@@ -135,8 +136,9 @@ impl OpenSegment {
         self.pieces.iter().map(|stored| stored.piece).collect()
     }
 
-    pub(crate) fn bytes(&self) -> Arc<Spooled> {
-        Arc::clone(&self.bytes)
+    /// What was received from offset `start` on.
+    pub(crate) fn bytes_from(&self, start: u32) -> impl Read + Send + 'static {
+        SpooledReader { spooled: Arc::clone(&self.bytes), offset: start.into() }
     }
 
     fn length(&self) -> u32 {
@@ -147,10 +149,9 @@ impl OpenSegment {
 
 /// The bytes of a segment in a file, which goes away with this value.
 #[derive(Debug)]
-pub(crate) struct Spooled {
+struct Spooled {
     file: File,
     path: PathBuf,
-    name: SegmentName,
 }
 
 impl Spooled {
@@ -162,26 +163,24 @@ impl Spooled {
         let mut options = File::options();
         let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&path);
         let file = file.with_context(|| format!("create {}", path.display()))?;
-        Ok(Self { file, path, name })
-    }
-
-    /// Reads a range.
-    pub(crate) fn read(&self, start: u32, end: u32) -> anyhow::Result<Vec<u8>> {
-        let mut bytes = vec![0; (end - start) as usize];
-        self.file.read_exact_at(&mut bytes, start.into()).with_context(|| self.failed("read"))?;
-        Ok(bytes)
-    }
-
-    /// Reads the whole segment and looks at its first page.
-    pub(crate) fn read_whole(&self, size: SegmentSize) -> anyhow::Result<Vec<u8>> {
-        let bytes = self.read(0, u32::try_from(size.bytes())?)?;
-        let header = SegmentHeader::parse(&bytes).with_context(|| format!("look at segment {}", self.name))?;
-        header.check_name(&self.name, bytes.len() as u64)?;
-        Ok(bytes)
+        Ok(Self { file, path })
     }
 
     fn failed(&self, operation: &str) -> String {
         format!("{operation} {}", self.path.display())
+    }
+}
+
+struct SpooledReader {
+    spooled: Arc<Spooled>,
+    offset: u64,
+}
+
+impl Read for SpooledReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.spooled.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pgark_postgres::{Lsn, SegmentName, SegmentSize, TimelineId};
-use pgark_repository::{PreparedPiece, WalPiece};
+use pgark_repository::WalPiece;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -145,25 +145,20 @@ impl Pipeline {
         for (number, segment) in &mut self.segments {
             if segment.is_complete() && !segment.segment_under_way {
                 segment.segment_under_way = true;
-                let (number, name, bytes, size) = (*number, segment.name, segment.bytes(), self.size);
+                let (number, name, bytes, size) = (*number, segment.name, segment.bytes_from(0), self.size);
                 let destination = Arc::clone(&self.destination);
                 self.jobs.spawn(async move {
-                    destination.store_segment(name, move || bytes.read_whole(size)).await?;
+                    destination.store_segment(name, bytes, size).await?;
                     Ok(Done::Segment { number })
                 });
             }
             match segment.piece_due(interval, stream.partial_bytes, now) {
                 Some(due) if due <= now => {
                     let next = segment.next_piece();
-                    let (number, name, bytes) = (*number, segment.name, segment.bytes());
+                    let (number, name, bytes) = (*number, segment.name, segment.bytes_from(next.piece.start));
                     let destination = Arc::clone(&self.destination);
-                    let level = destination.level.min(3);
                     self.jobs.spawn(async move {
-                        let prepared = tokio::task::spawn_blocking(move || {
-                            let raw = bytes.read(next.piece.start, next.piece.end)?;
-                            anyhow::Ok(PreparedPiece::prepare(name, next.piece.start, &raw, level)?)
-                        });
-                        destination.store_piece(prepared.await??).await?;
+                        destination.store_piece(name, next.piece, bytes).await?;
                         Ok(Done::Piece { number, next })
                     });
                 }

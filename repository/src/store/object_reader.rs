@@ -77,16 +77,27 @@ impl ObjectReader {
         let Some(size) = store.size(&key).await? else {
             return Err(RepositoryError::NotFound { repository: store.name().to_owned(), key });
         };
-        let reader = RangeReader {
-            store,
-            key,
-            size,
-            position: 0,
-            current: (0, Bytes::new()),
-            ahead: None,
-            runtime: Handle::current(),
-        };
-        Ok(Self::new(size, Source::Remote(Box::new(reader))))
+        Ok(Self::remote(store, key, size, Bytes::new()))
+    }
+
+    pub(super) async fn open_small(store: Store, key: ObjectKey) -> Result<Self> {
+        if store.directory.is_some() {
+            return Self::open(store, key).await;
+        }
+        let path = store.path(&key);
+        let first = store.limited(RANGE_BYTES, store.first_bytes(&path, RANGE_BYTES)).await;
+        match first.map(|answer| answer.map_err(|error| store.failure("read", &key, error))) {
+            Some(Ok((size, bytes))) => Ok(Self::remote(store, key, size, bytes)),
+            Some(Err(error @ RepositoryError::NotFound { .. })) => Err(error),
+            // An empty object, which has no such range, or an answer that broke off; step by step it is told.
+            Some(Err(_)) | None => Self::open(store, key).await,
+        }
+    }
+
+    fn remote(store: Store, key: ObjectKey, size: u64, start: Bytes) -> Self {
+        let (current, runtime) = ((0, start), Handle::current());
+        let reader = RangeReader { store, key, size, position: 0, current, ahead: None, runtime };
+        Self::new(size, Source::Remote(Box::new(reader)))
     }
 
     fn new(size: u64, source: Source) -> Self {

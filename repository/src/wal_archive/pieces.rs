@@ -6,14 +6,15 @@
 //! have lost the end of its WAL in a crash and written another one. What is assembled ends with the last byte that all
 //! pieces agree on, and at the first hole.
 
-use std::io;
+use std::io::{self, Read};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use pgark_postgres::{SegmentName, WalFileName};
 
-use super::{WalStored, digest_and_compress};
+use super::WalStored;
 use crate::cluster::ClusterRepository;
+use crate::compression::WalCompressor;
 use crate::digest::RawDigest;
 use crate::error::{ErrorKind, RepositoryError, Result};
 use crate::keys::{Sealing, WalPiece, wal_piece_of};
@@ -34,15 +35,18 @@ pub struct PreparedPiece {
 }
 
 impl PreparedPiece {
-    /// Digests and compresses the bytes of a segment from offset `start` on. Blocking.
+    /// Digests and compresses a range of a segment while it is read from `input`. Blocking.
     ///
     /// # Errors
-    /// When zstd fails, or when the bytes do not fit into any segment.
-    pub fn prepare(segment: SegmentName, start: u32, raw: &[u8], level: i32) -> io::Result<Self> {
-        let end = u32::try_from(raw.len()).ok().and_then(|length| start.checked_add(length));
-        let end = end.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a piece is longer than a segment"))?;
-        let (digest, content) = digest_and_compress(raw, level, 1)?;
-        Ok(Self { segment, piece: WalPiece { start, end }, digest, content })
+    /// When `input` fails or ends early, or zstd fails.
+    pub fn read(
+        compressor: &WalCompressor,
+        segment: SegmentName,
+        piece: WalPiece,
+        input: impl Read,
+    ) -> io::Result<Self> {
+        let (digest, content) = compressor.compress(input, piece.end.saturating_sub(piece.start).into())?;
+        Ok(Self { segment, piece, digest, content: content.into() })
     }
 
     /// The segment that it is a piece of.

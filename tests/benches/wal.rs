@@ -1,0 +1,255 @@
+//! WAL both ways: 64 segments that wait are archived, and 64 segments are replayed, beside other tools.
+//!
+//! `make bench-wal` runs it; `ROUNDS` is how often. Ratios within one run are all that counts. "30 ms" is an S3 server
+//! behind a proxy that lets every request wait so long.
+
+#![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
+
+mod measure;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use harness::{Action, Fault, FaultProxy, PostgresServer, S3Server, TempDir, TestUser, Trigger, s3_repository};
+use measure::{Measurement, Table, measure};
+
+const SEGMENTS: usize = 64;
+const DELAY: Duration = Duration::from_millis(30);
+
+fn main() {
+    // `cargo test --benches` calls it too; the figures of a build without optimisation would mean nothing.
+    if cfg!(debug_assertions) {
+        println!("this is a build without optimisation: use make bench-wal");
+        return;
+    }
+    let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+    let bench = Bench::new();
+    bench.archive(rounds);
+    bench.replay(rounds);
+}
+
+/// A server that was stopped when segments of pgbench's WAL waited, and a backup of it from before them.
+struct Bench {
+    server: PostgresServer,
+    dir: TempDir,
+    programs: PathBuf,
+    backup: PathBuf,
+    /// All that are finished; of the last 64, each is full.
+    segments: Vec<String>,
+    s3: S3Server,
+    proxy: FaultProxy,
+    has_pgbackrest: bool,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = TempDir::for_test_user("bench-wal");
+        let mut server = PostgresServer::builder()
+            .setting("shared_buffers", "512MB")
+            .setting("max_wal_size", "8GB")
+            .setting("checkpoint_timeout", "30min")
+            // WAL is to be written fast; what is measured comes later.
+            .setting("synchronous_commit", "off")
+            .setting("archive_mode", "on")
+            .setting("archive_command", "true")
+            .setting("wal_keep_size", "16GB")
+            .start();
+        server.init_pgbench(20);
+        let backup = dir.join("backup");
+        server.run("pg_basebackup", &["-c", "fast", "-X", "none", "-D", backup.to_str().unwrap_or_default()]);
+        server.alter_system("archive_command", "false");
+        println!("writing {SEGMENTS} segments of WAL");
+        let position = |server: &PostgresServer| -> u64 {
+            let sql = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint";
+            server.psql(sql).trim().parse().unwrap_or(0)
+        };
+        let enough = position(&server) + ((SEGMENTS as u64 + 1) << 24);
+        while position(&server) < enough {
+            // Whole pages are logged after each checkpoint, as on a busy server.
+            server.psql("CHECKPOINT");
+            server.run("pgbench", &["-n", "-T", "5", "-c", "8", "postgres"]);
+        }
+        server.stop_immediate();
+        let mut segments: Vec<String> = fs::read_dir(server.data_dir().join("pg_wal/archive_status"))
+            .expect("the server's list of what is finished")
+            .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.split_once('.')?.0.to_owned()))
+            .filter(|name| name.len() == 24 && server.data_dir().join("pg_wal").join(name).exists())
+            .collect();
+        segments.sort();
+        segments.dedup();
+        let programs = std::env::var_os("PGARK_BENCH_PROGRAMS")
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"), PathBuf::from);
+        let programs = programs.canonicalize().expect("the release programs are built by make bench-wal");
+        let has_pgbackrest = Command::new("pgbackrest").arg("version").output().is_ok_and(|out| out.status.success());
+        let s3 = S3Server::start();
+        let proxy = FaultProxy::to_port(s3.port());
+        proxy.add(Fault::always(Trigger::RequestWith(" HTTP/1.1\r\n".to_owned()), Action::Delay(DELAY)));
+        Self { server, dir, programs, backup, segments, s3, proxy, has_pgbackrest }
+    }
+
+    /// An empty local repository.
+    fn local(&self) -> (PathBuf, String) {
+        let path = self.fresh("repository");
+        let section = format!("[[repository]]\nname = 'local'\nurl = 'file://{}'\n", path.display());
+        (path, section)
+    }
+
+    /// A place in the S3 server, behind the proxy; each prefix is another one.
+    fn slow_s3(&self, prefix: &str) -> String {
+        s3_repository(&self.dir, "s3", &self.proxy.endpoint(), "backups", prefix, self.s3.keys())
+    }
+
+    fn config(&self, name: &str, repository: &str) -> PathBuf {
+        let state = self.fresh(&format!("state-{name}"));
+        let text = format!(
+            "state_dir = '{}'\n[cluster]\nname = 'bench'\nconnection = 'host=/nowhere'\n[compression]\nlevel = 1\n\
+             jobs = 2\n{repository}",
+            state.display()
+        );
+        self.dir.write(&format!("{name}.toml"), text)
+    }
+
+    fn fresh(&self, name: &str) -> PathBuf {
+        drop(fs::remove_dir_all(self.dir.join(name)));
+        self.dir.create_dir(name)
+    }
+
+    fn waiting(&self) -> &[String] {
+        &self.segments[self.segments.len() - SEGMENTS..]
+    }
+
+    /// Asks for one segment after the other, as the server's archiver does.
+    fn ask_for_each(&self, segments: &[String], command: &str, out: &Path) -> Measurement {
+        let status = self.server.data_dir().join("pg_wal/archive_status");
+        drop(fs::remove_dir_all(&status));
+        fs::create_dir(&status).expect("a list of what waits");
+        for segment in segments {
+            fs::write(status.join(format!("{segment}.ready")), "").expect("a segment that waits");
+        }
+        TestUser::get().own_all(&status);
+        let data_dir = self.server.data_dir().display();
+        let script = format!(
+            "cd {data_dir} && for segment in {}; do {command} pg_wal/$segment || exit 1; \
+             mv pg_wal/archive_status/$segment.ready pg_wal/archive_status/$segment.done; done",
+            segments.join(" ")
+        );
+        succeed(Command::new("sh").arg("-c").arg(format!("sync; cat {data_dir}/pg_wal/0* > /dev/null")));
+        measure(Command::new("sh").arg("-c").arg(script), None, out)
+    }
+
+    fn archive(&self, rounds: usize) {
+        let mut table = Table::new("archiving 64 segments that wait, zstd 1", "pgark, local");
+        let program = self.programs.join("pgark-archive-command").display().to_string();
+        for round in 0..rounds {
+            println!("archive round {} of {rounds}", round + 1);
+            let (out, section) = self.local();
+            let command = format!("{program} --config {}", self.config("archive", &section).display());
+            table.add("pgark, local", self.ask_for_each(self.waiting(), &command, &out));
+            let (out, section) = self.local();
+            let config = self.config("archive", &format!("{section}[archive]\nahead = 1\n"));
+            let command = format!("{program} --config {}", config.display());
+            table.add("pgark, local, ahead = 1", self.ask_for_each(self.waiting(), &command, &out));
+            let config = self.config("archive", &self.slow_s3(&format!("round-{round}")));
+            let command = format!("{program} --config {}", config.display());
+            let bucket = self.s3.bucket_dir("backups");
+            table.add("pgark, S3, 30 ms", self.ask_for_each(self.waiting(), &command, &bucket));
+            if self.has_pgbackrest {
+                let out = self.fresh("pgbackrest");
+                let command = self.pgbackrest(&out);
+                table.add("pgBackRest, local, two processes", self.ask_for_each(self.waiting(), &command, &out));
+            }
+        }
+        table.print();
+    }
+
+    fn pgbackrest(&self, repository: &Path) -> String {
+        let spool = self.fresh("spool");
+        let common = format!(
+            "pgbackrest --stanza=bench --config=/dev/null --log-level-file=off --log-level-console=warn \
+             --pg1-path={} --repo1-path={} --lock-path={}",
+            self.server.data_dir().display(),
+            repository.display(),
+            self.dir.join("lock").display()
+        );
+        let create = format!("{common} --no-online stanza-create");
+        succeed(TestUser::get().run(Command::new("sh").arg("-c").arg(create)));
+        format!(
+            "{common} --archive-async --spool-path={} --process-max=2 --compress-type=zst --compress-level=1 archive-push",
+            spool.display()
+        )
+    }
+
+    /// Replays all WAL in a copy of the backup; what counts is the server's own time for it.
+    fn replay_with(&self, restore_command: &str) -> Duration {
+        let target = self.dir.join("restored");
+        drop(fs::remove_dir_all(&target));
+        succeed(Command::new("cp").arg("-a").arg(&self.backup).arg(&target));
+        fs::write(target.join("recovery.signal"), "").expect("a signal file");
+        let mut server = PostgresServer::builder()
+            .setting("restore_command", restore_command)
+            .setting("shared_buffers", "512MB")
+            .setting("archive_mode", "off")
+            .start_restored(&target);
+        server.wait_until_promoted();
+        let log = server.log();
+        let line =
+            log.lines().find(|line| line.contains("redo done at")).unwrap_or_else(|| panic!("no end of redo:\n{log}"));
+        let seconds = line.rsplit_once("elapsed: ").and_then(|(_, rest)| rest.strip_suffix(" s")?.parse().ok());
+        assert!(!target.join("pg_wal/pgark-prefetch").exists());
+        Duration::from_secs_f64(seconds.unwrap_or_else(|| panic!("no time in {line}")))
+    }
+
+    fn replay(&self, rounds: usize) {
+        let raw = self.fresh("raw");
+        for segment in &self.segments {
+            succeed(Command::new("cp").arg(self.server.data_dir().join("pg_wal").join(segment)).arg(&raw));
+        }
+        TestUser::get().own_all(&raw);
+        let (out, section) = self.local();
+        let local = self.config("local", &section);
+        let slow = self.config("slow", &self.slow_s3("replay"));
+        let one_by_one = self.config("one", &format!("{}[restore]\nprefetch = 0\n", self.slow_s3("replay")));
+        for config in [&local, &slow] {
+            let program = self.programs.join("pgark-archive-command").display().to_string();
+            self.ask_for_each(&self.segments, &format!("{program} --config {}", config.display()), &out);
+        }
+        let fetch = |config: &Path| {
+            format!("{} --config {} wal %f \"%p\"", self.programs.join("pgark-restore").display(), config.display())
+        };
+        let variants = [
+            ("cp from a directory", format!("cp {}/%f \"%p\"", raw.display())),
+            ("pgark, local", fetch(&local)),
+            ("pgark, S3, 30 ms", fetch(&slow)),
+            ("pgark, S3, 30 ms, prefetch = 0", fetch(&one_by_one)),
+        ];
+        let mut times: Vec<Vec<Duration>> = vec![Vec::new(); variants.len()];
+        for round in 0..rounds {
+            println!("replay round {} of {rounds}", round + 1);
+            for ((_, command), times) in variants.iter().zip(&mut times) {
+                succeed(&mut Command::new("sync"));
+                times.push(self.replay_with(command));
+            }
+        }
+        println!(
+            "\n### replay of {} segments\n\n| restore_command | s | to cp |\n| --- | ---: | ---: |",
+            self.segments.len()
+        );
+        let medians: Vec<f64> = times
+            .iter_mut()
+            .map(|times| {
+                times.sort();
+                times[times.len() / 2].as_secs_f64()
+            })
+            .collect();
+        for ((name, _), median) in variants.iter().zip(&medians) {
+            println!("| {name} | {median:.1} | {:.2} |", median / medians[0]);
+        }
+    }
+}
+
+fn succeed(command: &mut Command) {
+    let outcome = command.output().expect("the command starts");
+    assert!(outcome.status.success(), "{command:?}: {}", String::from_utf8_lossy(&outcome.stderr));
+}
