@@ -82,9 +82,14 @@ impl Destination {
         self.lanes.iter().any(Lane::is_behind)
     }
 
-    /// Notes that everything was made up for.
-    pub(crate) fn caught_up(&self) {
-        self.lanes.iter().for_each(Lane::caught_up);
+    /// How often something was left out on each lane, for [`Self::caught_up`].
+    pub(crate) fn left_out(&self) -> Vec<u64> {
+        self.lanes.iter().map(Lane::left_out).collect()
+    }
+
+    /// Notes that everything was made up for that had been left out by then.
+    pub(crate) fn caught_up(&self, left_out: &[u64]) {
+        self.lanes.iter().zip(left_out).for_each(|(lane, left_out)| lane.caught_up(*left_out));
     }
 
     /// Waits until the lanes have stored what they were given, unless their repositories are away.

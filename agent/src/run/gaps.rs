@@ -54,6 +54,7 @@ async fn heal(
     let history =
         deliver_histories(&mut connection, &destination.required, identity.timeline, destination.level).await?;
     let path = Path { history, size };
+    let left_out = destination.left_out();
     if destination.repositories.len() > 1 {
         fill(&Stock::of_all(&destination.repositories).await?).await;
     }
@@ -80,7 +81,7 @@ async fn heal(
     }
     connection.close().await;
     if stocks.len() == destination.repositories.len() {
-        destination.caught_up();
+        destination.caught_up(&left_out);
     }
     if !healed.is_empty() {
         tracing::info!(segments = describe(&path, &healed), "filled a gap in the archive");

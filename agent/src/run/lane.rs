@@ -41,12 +41,14 @@ struct State {
     waiting_bytes: u64,
     waiting: usize,
     away_since: Option<Instant>,
-    /// The last segment of which something was left out.
+    /// The last segment of which something was left out, since everything was made up for.
     incomplete: Option<SegmentName>,
+    /// How often something was left out.
+    left_out: u64,
 }
 
 impl Lane {
-    /// `back` is notified when the repository lacks something and answers again.
+    /// `back` is notified when the repository lacks something and has time for it.
     pub(crate) fn new(repository: ClusterRepository, back: Arc<Notify>) -> Self {
         let (queue, waiting) = mpsc::channel(MOST_WAITING);
         let state = Arc::default();
@@ -64,7 +66,7 @@ impl Lane {
             state.waiting_bytes == 0 || state.waiting_bytes + bytes <= ROOM
         };
         if !has_room || !self.send(Work::Store(segment, Arc::clone(prepared)), bytes) {
-            lock(&self.state).incomplete = Some(segment);
+            lock(&self.state).leave_out(segment);
         }
     }
 
@@ -88,9 +90,17 @@ impl Lane {
         state.away_since.is_some() || state.incomplete.is_some()
     }
 
-    /// Notes that everything was made up for.
-    pub(crate) fn caught_up(&self) {
-        lock(&self.state).incomplete = None;
+    /// How often something was left out, for [`Self::caught_up`].
+    pub(crate) fn left_out(&self) -> u64 {
+        lock(&self.state).left_out
+    }
+
+    /// Notes that everything was made up for that had been left out by then.
+    pub(crate) fn caught_up(&self, left_out: u64) {
+        let mut state = lock(&self.state);
+        if state.left_out == left_out {
+            state.incomplete = None;
+        }
     }
 
     /// Whether nothing waits that could be stored now.
@@ -101,6 +111,11 @@ impl Lane {
 }
 
 impl State {
+    fn leave_out(&mut self, segment: SegmentName) {
+        self.incomplete = Some(segment);
+        self.left_out += 1;
+    }
+
     fn add(&mut self, bytes: u64) {
         self.waiting += 1;
         self.waiting_bytes += bytes;
@@ -132,19 +147,21 @@ impl Worker {
                 Work::Store(segment, prepared) => {
                     let bytes = prepared.stored_bytes();
                     if !self.store(segment, &prepared).await {
-                        lock(&self.state).incomplete = Some(segment);
+                        lock(&self.state).leave_out(segment);
                     }
                     drop(prepared);
                     lock(&self.state).subtract(bytes);
                 }
                 Work::DeletePieces(segment, is_obsolete) => {
-                    if self.again.is_none()
-                        && let Err(error) = self.delete_pieces(segment, is_obsolete).await
-                    {
-                        tracing::debug!(%segment, error = &error as &dyn std::error::Error, "pieces were not deleted");
+                    if self.again.is_none() {
+                        self.delete_pieces(segment, is_obsolete).await;
                     }
                     lock(&self.state).subtract(0);
                 }
+            }
+            let state = lock(&self.state);
+            if state.waiting == 0 && state.away_since.is_none() && state.incomplete.is_some() {
+                self.back.notify_one();
             }
         }
     }
@@ -154,19 +171,22 @@ impl Worker {
             return false;
         }
         let patience = PATIENCE + Duration::from_secs(prepared.stored_bytes() / SLOWEST_BYTES_PER_SECOND);
-        let failure = match tokio::time::timeout(patience, store_once(&self.repository, prepared)).await {
-            Ok(Ok(_)) => {
+        match within(patience, store_once(&self.repository, prepared)).await {
+            Ok(_) => {
                 self.is_there();
                 return true;
             }
-            Ok(Err(error)) => error,
-            Err(_) => RepositoryError::Input(format!("no answer within {} s", patience.as_secs())),
-        };
-        let (repository, error) = (self.repository.name(), &failure as &dyn std::error::Error);
-        if failure.kind() == ErrorKind::Conflict {
-            tracing::error!(repository, %segment, error, "holds other WAL under this name; do two servers archive here?");
-            return false;
+            Err(failure) if failure.kind() == ErrorKind::Conflict => {
+                let (repository, error) = (self.repository.name(), &failure as &dyn std::error::Error);
+                tracing::error!(repository, %segment, error, "holds other WAL under this name; do two servers archive here?");
+            }
+            Err(failure) => self.is_away(&failure),
         }
+        false
+    }
+
+    fn is_away(&mut self, failure: &RepositoryError) {
+        let (repository, error) = (self.repository.name(), failure as &dyn std::error::Error);
         self.again = Some(Instant::now() + self.backoff.next());
         let is_news = {
             let mut state = lock(&self.state);
@@ -179,7 +199,6 @@ impl Worker {
         } else {
             tracing::debug!(repository, error, "is still away");
         }
-        false
     }
 
     fn is_there(&mut self) {
@@ -191,11 +210,29 @@ impl Worker {
     }
 
     /// The pieces of a segment of which something was left out may hold what nothing else here does.
-    async fn delete_pieces(&self, segment: SegmentName, is_obsolete: Obsolete) -> Result<(), RepositoryError> {
+    async fn delete_pieces(&mut self, segment: SegmentName, is_obsolete: Obsolete) {
         let is_incomplete = lock(&self.state).incomplete == Some(segment);
-        if is_incomplete && !self.repository.has_wal_file(&WalFileName::Segment(segment)).await? {
-            return Ok(());
+        let deleted = within(PATIENCE, async {
+            if is_incomplete && !self.repository.has_wal_file(&WalFileName::Segment(segment)).await? {
+                return Ok(());
+            }
+            delete_pieces(&self.repository, segment, &*is_obsolete).await
+        });
+        match deleted.await {
+            Ok(()) => {}
+            // Perhaps nobody may.
+            Err(error @ RepositoryError::Denied { .. }) => {
+                tracing::debug!(%segment, error = &error as &dyn std::error::Error, "pieces were not deleted");
+            }
+            Err(error) => self.is_away(&error),
         }
-        delete_pieces(&self.repository, segment, &*is_obsolete).await
     }
+}
+
+async fn within<T>(
+    patience: Duration,
+    work: impl Future<Output = Result<T, RepositoryError>>,
+) -> Result<T, RepositoryError> {
+    let no_answer = |_| RepositoryError::Input(format!("no answer within {} s", patience.as_secs()));
+    tokio::time::timeout(patience, work).await.map_err(no_answer)?
 }
