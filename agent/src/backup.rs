@@ -150,7 +150,7 @@ pub async fn backup(
     let elapsed = started.elapsed();
     // By what they had before this backup; what came since came to them, too.
     tokio::select! {
-        () = fill(&behind) => {}
+        _ = fill(&behind) => {}
         name = &mut stopped => tracing::warn!(signal = name, "other repositories are not filled up; the backup is stored"),
     }
     summary::print(&backup, &targets, elapsed, arguments.json)?;

@@ -89,8 +89,10 @@ fn newer_backups<'b>(own: &[Backup], others: impl Iterator<Item = &'b Backup>) -
     newer
 }
 
-/// Fills each repository up from the others. A failure ends it for that repository, and is told.
-pub(crate) async fn fill(stocks: &[Stock]) {
+/// Fills each repository up from the others, and returns whether anything was copied. A failure ends it for that
+/// repository, and is told.
+pub(crate) async fn fill(stocks: &[Stock]) -> bool {
+    let mut has_copied = false;
     for (place, stock) in stocks.iter().enumerate() {
         let others: Vec<&Stock> =
             stocks.iter().enumerate().filter(|(other, _)| *other != place).map(|(_, other)| other).collect();
@@ -98,6 +100,7 @@ pub(crate) async fn fill(stocks: &[Stock]) {
         let filled = fill_one(stock, &others, &mut copied).await;
         let name = stock.repository.name();
         if copied != Copied::default() {
+            has_copied = true;
             tracing::info!(
                 repository = name,
                 wal_files = copied.files,
@@ -110,6 +113,7 @@ pub(crate) async fn fill(stocks: &[Stock]) {
             tracing::warn!(repository = name, error, "is not filled up yet; trying again later");
         }
     }
+    has_copied
 }
 
 async fn fill_one(stock: &Stock, others: &[&Stock], copied: &mut Copied) -> Result<(), RepositoryError> {

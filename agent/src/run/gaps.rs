@@ -55,10 +55,11 @@ async fn heal(
         deliver_histories(&mut connection, &destination.required, identity.timeline, destination.level).await?;
     let path = Path { history, size };
     let left_out = destination.left_out();
-    if destination.repositories.len() > 1 {
-        fill(&Stock::of_all(&destination.repositories).await?).await;
+    let mut stocks = Stock::of_all(&destination.repositories).await?;
+    // Listings of large archives are long: another one only where something has changed.
+    if stocks.len() > 1 && fill(&stocks).await {
+        stocks = Stock::of_all(&destination.repositories).await?;
     }
-    let stocks = Stock::of_all(&destination.repositories).await?;
     let gaps = gaps(&stocks, &path, end.as_u64() / size.bytes());
     let (mut healed, mut lost) = (Vec::new(), Vec::new());
     for (number, lacking) in gaps {
