@@ -18,6 +18,7 @@ mod killed_backup;
 mod killed_restore;
 mod memory;
 mod object_store;
+mod receiving;
 mod repositories;
 mod repository_files;
 mod site;

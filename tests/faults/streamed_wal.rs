@@ -6,27 +6,13 @@ use std::fs;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use harness::{FaultProxy, PostgresServer, ProtectedCluster, RunningProgram, S3Server, TempDir, wait_until};
-use rustix::process::Signal;
+use harness::{FaultProxy, PostgresServer, ProtectedCluster, RunningProgram, S3Server, TempDir};
+
+use crate::receiving;
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// `partial_interval` and a second.
 const MAY_BE_LOST: Duration = Duration::from_secs(2);
-
-fn start_run(cluster: &ProtectedCluster) -> RunningProgram {
-    let run = cluster.agent().arg("run").limit(Duration::from_secs(3600)).start();
-    run.wait_for_stderr("receiving WAL");
-    run
-}
-
-fn stop(run: RunningProgram) -> String {
-    run.signal(Signal::TERM);
-    let started = Instant::now();
-    let outcome = run.wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    assert!(started.elapsed() < Duration::from_secs(10), "stopping took {:?}", started.elapsed());
-    outcome.stderr
-}
 
 /// Clients that insert as fast as they can, and note when each transaction was acknowledged.
 struct Clients {
@@ -98,7 +84,7 @@ fn host_dies(rounds: u32, is_synchronous: bool) {
         .settings(&format!("[compression]\nlevel = 1\n[stream]\nsynchronous = {is_synchronous}\n"))
         .start();
     cluster.server().psql("CREATE TABLE acknowledged (round int, client int, noise text)");
-    let mut run = start_run(&cluster);
+    let mut run = receiving::start(&cluster);
     if is_synchronous {
         cluster.server_mut().alter_system("synchronous_standby_names", "pgark");
     }
@@ -132,9 +118,9 @@ fn host_dies(rounds: u32, is_synchronous: bool) {
         drop(restored);
         fs::remove_dir_all(cluster.dir().join(&name)).unwrap();
         cluster.server_mut().start();
-        run = start_run(&cluster);
+        run = receiving::start(&cluster);
     }
-    stop(run);
+    receiving::stop(run);
 }
 
 fn total(counts: &BTreeMap<u32, u64>) -> u64 {
@@ -164,14 +150,6 @@ fn soak_synchronous_commits_survive_the_host() {
 }
 
 /// Waits until everything that the server has written is in the repository.
-fn wait_until_flushed(server: &PostgresServer) {
-    let written = server.psql("SELECT pg_current_wal_flush_lsn()");
-    wait_until("the agent to report the flush", LIMIT, || {
-        let query = format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{written}'");
-        (server.psql(&query) != "0").then_some(())
-    });
-}
-
 /// Waits until the agent streams for the n-th time.
 fn wait_for_stream(run: &RunningProgram, times: usize) {
     let started = Instant::now();
@@ -192,7 +170,7 @@ fn restored_rows(cluster: &ProtectedCluster, name: &str) -> String {
 fn a44_the_server_stops_and_starts_quickly_and_nothing_is_missing() {
     let mut cluster = ProtectedCluster::builder().without_archiving().start();
     cluster.server().psql("CREATE TABLE story AS SELECT text 'a' AS what");
-    let run = start_run(&cluster);
+    let run = receiving::start(&cluster);
     cluster.backup();
     cluster.server().psql("INSERT INTO story VALUES ('b')");
     let started = Instant::now();
@@ -203,17 +181,17 @@ fn a44_the_server_stops_and_starts_quickly_and_nothing_is_missing() {
     cluster.server_mut().start();
     cluster.server().psql("INSERT INTO story VALUES ('c')");
     wait_for_stream(&run, 2);
-    wait_until_flushed(cluster.server());
+    receiving::wait_until_flushed(LIMIT, cluster.server());
     cluster.server_mut().kill9();
     cluster.server_mut().start();
     cluster
         .server()
         .psql("INSERT INTO story VALUES ('d'); SELECT FROM pg_switch_wal(); INSERT INTO story VALUES ('e')");
     wait_for_stream(&run, 3);
-    wait_until_flushed(cluster.server());
+    receiving::wait_until_flushed(LIMIT, cluster.server());
     let list = cluster.restore().arg("list").succeed().stdout;
     assert!(list.contains("pieces of the next one") && !list.contains("(gap)"), "{list}");
-    let messages = stop(run);
+    let messages = receiving::stop(run);
     assert!(!messages.contains("new backup"), "{messages}");
     assert_eq!(restored_rows(&cluster, "after"), "a b c d e");
 }
@@ -228,34 +206,34 @@ fn a37_a38_a_lost_slot_is_said_and_gaps_are_named_or_healed() {
             "INSERT INTO story VALUES ('{what}'); SELECT FROM pg_switch_wal(); CHECKPOINT; SELECT FROM pg_switch_wal()"
         ));
     };
-    let run = start_run(&cluster);
+    let run = receiving::start(&cluster);
     // A second one says why it cannot.
     let second = cluster.agent().arg("run").start();
     second.wait_for_stderr("another pgark-agent run uses the slot");
-    stop(second);
+    receiving::stop(second);
     cluster.backup();
     write(&cluster, "b");
-    wait_until_flushed(cluster.server());
-    stop(run);
+    receiving::wait_until_flushed(LIMIT, cluster.server());
+    receiving::stop(run);
 
     // Without its slot the server still has the WAL: nothing is lost.
     cluster.server().psql("SELECT pg_drop_replication_slot('pgark')");
     write(&cluster, "c");
-    let run = start_run(&cluster);
-    wait_until_flushed(cluster.server());
+    let run = receiving::start(&cluster);
+    receiving::wait_until_flushed(LIMIT, cluster.server());
     assert_eq!(restored_rows(&cluster, "without-slot"), "a b c");
     // A segment vanishes from the archive; the next start puts it back.
-    let messages = stop(run);
+    let messages = receiving::stop(run);
     assert!(!messages.contains("new backup"), "{messages}");
     let victim = cluster.archived_segments(1).into_iter().rev().nth(1).unwrap();
     fs::remove_file(&victim).unwrap();
     let list = cluster.restore().arg("list").succeed().stdout;
     assert!(list.contains("(gap"), "{list}");
-    let run = start_run(&cluster);
+    let run = receiving::start(&cluster);
     run.wait_for_stderr("filled a gap in the archive");
     assert!(victim.exists());
     assert_eq!(restored_rows(&cluster, "healed"), "a b c");
-    stop(run);
+    receiving::stop(run);
 
     // Now the server has removed it.
     cluster.server().psql("SELECT pg_drop_replication_slot('pgark')");
@@ -264,32 +242,32 @@ fn a37_a38_a_lost_slot_is_said_and_gaps_are_named_or_healed() {
     for _ in 0..5 {
         write(&cluster, "d");
     }
-    let run = start_run(&cluster);
+    let run = receiving::start(&cluster);
     run.wait_for_stderr("take a new backup now");
-    wait_until_flushed(cluster.server());
+    receiving::wait_until_flushed(LIMIT, cluster.server());
     write(&cluster, "e");
-    wait_until_flushed(cluster.server());
+    receiving::wait_until_flushed(LIMIT, cluster.server());
     let list = cluster.restore().arg("list").succeed().stdout;
     assert!(list.contains("(gap"), "{list}");
     cluster.restore().args(["base", "--dry-run"]).fail_with(3);
     cluster.backup();
     assert!(restored_rows(&cluster, "after-the-gap").ends_with("d d d d d e"));
-    stop(run);
+    receiving::stop(run);
 }
 
 #[test]
 fn a40_d46_a_promotion_is_followed_and_both_timelines_are_whole() {
     let mut cluster = ProtectedCluster::builder().server(|server| server.tcp()).without_archiving().start();
     cluster.server().psql("CREATE TABLE story AS SELECT text 'a' AS what");
-    let run = start_run(&cluster);
+    let run = receiving::start(&cluster);
     cluster.backup();
     let mut standby = cluster.server().start_standby();
     cluster
         .server()
         .psql("INSERT INTO story VALUES ('b'); SELECT FROM pg_switch_wal(); INSERT INTO story VALUES ('c')");
     standby.wait_for("SELECT count(*) FROM story", "3");
-    wait_until_flushed(cluster.server());
-    stop(run);
+    receiving::wait_until_flushed(LIMIT, cluster.server());
+    receiving::stop(run);
 
     // The agent follows the standby, through its promotion and through a second one.
     let config = fs::read_to_string(cluster.config()).unwrap();
@@ -301,15 +279,15 @@ fn a40_d46_a_promotion_is_followed_and_both_timelines_are_whole() {
     standby.promote();
     run.wait_for_stderr("the timeline ended");
     standby.psql("INSERT INTO story VALUES ('d')");
-    wait_until_flushed(&standby);
+    receiving::wait_until_flushed(LIMIT, &standby);
     assert_eq!(restored_rows(&cluster, "pieces"), "a b c d");
     standby.psql("SELECT FROM pg_switch_wal(); INSERT INTO story VALUES ('e')");
-    wait_until_flushed(&standby);
+    receiving::wait_until_flushed(LIMIT, &standby);
     assert_eq!(restored_rows(&cluster, "timeline-2"), "a b c d e");
     let mut old = cluster.restore_and_start("timeline-1", &["--target-timeline", "1"]);
     old.wait_until_promoted();
     assert_eq!(old.psql("SELECT string_agg(what, ' ' ORDER BY what) FROM story"), "a b c");
-    stop(run);
+    receiving::stop(run);
     standby.stop_fast();
 }
 
@@ -328,9 +306,9 @@ fn a_network_that_is_cut_costs_nothing_but_time() {
         proxy.cut_all();
         cluster.server().psql(&format!("INSERT INTO story VALUES ('{what}'); SELECT FROM pg_switch_wal()"));
         wait_for_stream(&run, round + 2);
-        wait_until_flushed(cluster.server());
+        receiving::wait_until_flushed(LIMIT, cluster.server());
     }
-    stop(run);
+    receiving::stop(run);
     assert_eq!(restored_rows(&cluster, "after-cuts"), "a b c d");
     // The pieces of whole segments are gone.
     let partials = fs::read_dir(cluster.cluster_dir().join("wal/00000001/00000000")).unwrap().flatten();

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use harness::{Action, Fault, PostgresServer, RunningProgram, Trigger, wait_until};
-use rustix::process::Signal;
+use harness::{Action, Fault, PostgresServer, Trigger};
 
 use super::{Lines, Two};
+use crate::receiving;
 
 const OPTIONAL: &str = "required = false\n";
 const LIMIT: Duration = Duration::from_secs(120);
@@ -228,21 +228,6 @@ fn b24_a_repository_that_is_away_costs_one_call_a_few_seconds() {
     ship(&two, &name);
 }
 
-fn start_run(two: &Two) -> RunningProgram {
-    let run = two.cluster.agent().arg("run").limit(Duration::from_secs(3600)).start();
-    run.wait_for_stderr("receiving WAL");
-    run
-}
-
-fn stop(run: RunningProgram) -> String {
-    run.signal(Signal::TERM);
-    let started = Instant::now();
-    let outcome = run.wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    assert!(started.elapsed() < Duration::from_secs(10), "stopping took {:?}", started.elapsed());
-    outcome.stderr
-}
-
 fn transactions(server: &PostgresServer) -> u64 {
     server.psql("SELECT count(*) FROM pgbench_history").parse().unwrap()
 }
@@ -254,7 +239,7 @@ fn streaming_goes_on(outage: Outage, time: Duration) {
     let mut two =
         Two::start_with(&lines, |builder| builder.without_archiving().server(|server| server.wal_segment_megabytes(1)));
     two.cluster.server().init_pgbench(5);
-    let run = start_run(&two);
+    let run = receiving::start(&two.cluster);
     two.cluster.server_mut().alter_system("synchronous_standby_names", "pgark");
     two.cluster.backup();
     let load = two.cluster.server().start_pgbench(4);
@@ -282,23 +267,15 @@ fn streaming_goes_on(outage: Outage, time: Duration) {
     run.wait_for_stderr("is back");
     std::thread::sleep(Duration::from_secs(2));
     load.stop();
-    wait_until_flushed(two.cluster.server());
+    receiving::wait_until_flushed(LIMIT, two.cluster.server());
     two.cluster.server().psql("SELECT FROM pg_switch_wal()");
-    wait_until_flushed(two.cluster.server());
+    receiving::wait_until_flushed(LIMIT, two.cluster.server());
     two.wait_until_equal(|_| {});
     let rows = two.cluster.server().check_pgbench_balances();
     assert_eq!(two.restored_alone(), [rows, rows]);
-    let messages = stop(run);
+    let messages = receiving::stop(run);
     assert!(messages.contains("filled up from the other repositories"), "{messages}");
     assert!(!messages.contains("new backup"), "{messages}");
-}
-
-fn wait_until_flushed(server: &PostgresServer) {
-    let written = server.psql("SELECT pg_current_wal_flush_lsn()");
-    wait_until("the agent to report the flush", LIMIT, || {
-        let query = format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{written}'");
-        (server.psql(&query) != "0").then_some(())
-    });
 }
 
 fn memory_of(pid: u32) -> u64 {
@@ -329,7 +306,7 @@ fn the_only_one_goes_away(time: Duration) {
         builder.without_archiving().server(|server| server.wal_segment_megabytes(1))
     });
     two.cluster.server().init_pgbench(5);
-    let run = start_run(&two);
+    let run = receiving::start(&two.cluster);
     two.cluster.backup();
     let load = two.cluster.server().start_pgbench(4);
     std::thread::sleep(Duration::from_secs(2));
@@ -349,13 +326,13 @@ fn the_only_one_goes_away(time: Duration) {
     two.end(Outage::Refused);
     std::thread::sleep(Duration::from_secs(2));
     load.stop();
-    wait_until_flushed(two.cluster.server());
+    receiving::wait_until_flushed(LIMIT, two.cluster.server());
     two.cluster.server().psql("SELECT FROM pg_switch_wal()");
-    wait_until_flushed(two.cluster.server());
+    receiving::wait_until_flushed(LIMIT, two.cluster.server());
     two.wait_until_equal(|_| {});
     let rows = two.cluster.server().check_pgbench_balances();
     assert_eq!(two.restored_alone(), [rows, rows]);
-    assert!(!stop(run).contains("new backup"));
+    assert!(!receiving::stop(run).contains("new backup"));
 }
 
 #[test]
