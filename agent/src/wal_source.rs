@@ -67,7 +67,7 @@ pub(crate) async fn fetch_segment(
             }
             Some(WalMessage::Keepalive { reply_requested: true, .. }) => {
                 // Nothing is acknowledged: a slot that was made for this goes away with the connection.
-                stream.send_status(Lsn::ZERO, Lsn::ZERO, Lsn::ZERO, false).await?;
+                stream.send_status(Lsn::ZERO, Lsn::ZERO, Lsn::ZERO, false).await;
             }
             Some(WalMessage::Keepalive { .. }) => {}
             Some(WalMessage::TimelineEnd(_) | WalMessage::ServerShutdown) | None => {

@@ -338,7 +338,9 @@ impl ReplicationConnection {
         }
     }
 
-    async fn read_more(&mut self, missing: usize, during: &'static str) -> Result<(), ReplicationError> {
+    /// Sends what is queued. A failure is told by the read that finds the connection ended: a server that shuts down
+    /// goes away without waiting for an answer, and what it said before is still there to be read.
+    pub(crate) async fn send_queued(&mut self) {
         if (self.unflushed || !self.output.is_empty())
             && let Err(error) = self.flush().await
         {
@@ -346,6 +348,10 @@ impl ReplicationConnection {
             self.unflushed = false;
             self.write_error.get_or_insert(error);
         }
+    }
+
+    async fn read_more(&mut self, missing: usize, during: &'static str) -> Result<(), ReplicationError> {
+        self.send_queued().await;
         let needed = missing.max(MIN_READ_LEN);
         if self.input.capacity() - self.input.len() < needed {
             // Asking for a whole buffer makes `bytes` turn the old one over when no slice of it is held any more.

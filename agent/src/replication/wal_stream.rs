@@ -214,14 +214,9 @@ impl WalStream<'_> {
 
     /// Reports how far WAL is written, flushed and applied here.
     ///
-    /// The server moves the slot to `flush` without asking questions, so only what is durable may be reported.
-    pub async fn send_status(
-        &mut self,
-        written: Lsn,
-        flushed: Lsn,
-        applied: Lsn,
-        reply_requested: bool,
-    ) -> Result<(), ReplicationError> {
+    /// The server moves the slot to `flush` without asking questions, so only what is durable may be reported. A server
+    /// that is gone is found by [`Self::next`], after what it said before.
+    pub async fn send_status(&mut self, written: Lsn, flushed: Lsn, applied: Lsn, reply_requested: bool) {
         let output = self.connection.output();
         output.put_u8(b'd');
         output.put_u32(4 + 1 + 4 * 8 + 1);
@@ -231,7 +226,7 @@ impl WalStream<'_> {
         output.put_u64(applied.as_u64());
         output.put_i64(postgres_time(SystemTime::now()));
         output.put_u8(u8::from(reply_requested));
-        self.connection.flush().await.map_err(|source| ReplicationError::ConnectionLost { during: PLACE, source })
+        self.connection.send_queued().await;
     }
 
     /// Ends the stream from this side, after which the connection is free for the next command.

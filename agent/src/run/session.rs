@@ -261,7 +261,7 @@ async fn stream_into(pipeline: &mut Pipeline, stream: &mut WalStream<'_>, stop: 
         if durable > reported || last_status.elapsed() >= STATUS || (waits_since.is_some() && is_caught_up) {
             // Asking for an answer shows whether anybody is there.
             let asks = last_message.elapsed() >= STATUS;
-            stream.send_status(pipeline.received(), durable, durable, asks).await?;
+            stream.send_status(pipeline.received(), durable, durable, asks).await;
             (last_status, reported) = (Instant::now(), durable);
             if is_caught_up {
                 (waits_since, pipeline.is_urgent) = (None, false);
@@ -284,7 +284,7 @@ async fn stream_into(pipeline: &mut Pipeline, stream: &mut WalStream<'_>, stop: 
                         let is_flushed = pipeline.durable() >= pipeline.received();
                         if reply_requested && is_flushed {
                             let durable = pipeline.durable();
-                            stream.send_status(pipeline.received(), durable, durable, false).await?;
+                            stream.send_status(pipeline.received(), durable, durable, false).await;
                             (last_status, reported) = (Instant::now(), durable);
                         } else if reply_requested {
                             // Answered when there is something to say: a server that shuts down would ask again at once.
@@ -312,7 +312,7 @@ async fn finish(pipeline: &mut Pipeline, mut stream: WalStream<'_>) -> anyhow::R
     pipeline.drain(LAST_DRAIN).await?;
     let durable = pipeline.durable();
     let goodbye = async {
-        stream.send_status(pipeline.received(), durable, durable, false).await?;
+        stream.send_status(pipeline.received(), durable, durable, false).await;
         stream.stop().await
     };
     if !matches!(tokio::time::timeout(GOODBYE, goodbye).await, Ok(Ok(_))) {
