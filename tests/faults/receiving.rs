@@ -21,6 +21,13 @@ pub(crate) fn stop(run: RunningProgram) -> String {
     outcome.stderr
 }
 
+/// Waits until it has said something: how long it tries before is drawn by lot.
+pub(crate) fn wait_for_message(run: &RunningProgram, expected: &str) {
+    wait_until(&format!("run to say {expected:?}"), Duration::from_secs(60), || {
+        run.stderr().contains(expected).then_some(())
+    });
+}
+
 /// Waits until all that the server has written is acknowledged.
 pub(crate) fn wait_until_flushed(limit: Duration, server: &PostgresServer) {
     let written = server.psql("SELECT pg_current_wal_flush_lsn()");

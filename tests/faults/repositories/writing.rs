@@ -261,10 +261,10 @@ fn streaming_goes_on(outage: Outage, time: Duration) {
         memory_of(run.pid()) >> 20
     );
     assert!(fewest > 0, "commits stood still:\n{}", run.stderr());
-    assert!(run.stderr().contains("is away; going on without it"), "{}", run.stderr());
+    receiving::wait_for_message(&run, "is away; going on without it");
     two.cluster.backup();
     two.end(outage);
-    run.wait_for_stderr("is back");
+    receiving::wait_for_message(&run, "is back");
     std::thread::sleep(Duration::from_secs(2));
     load.stop();
     receiving::wait_until_flushed(LIMIT, two.cluster.server());
@@ -322,7 +322,7 @@ fn the_only_one_goes_away(time: Duration) {
         memory_of(run.pid()) >> 20
     );
     assert!(held.parse::<u64>().unwrap() > 1 << 20, "{held}");
-    assert!(run.stderr().contains("WAL is not stored yet"), "{}", run.stderr());
+    receiving::wait_for_message(&run, "WAL is not stored yet");
     two.end(Outage::Refused);
     std::thread::sleep(Duration::from_secs(2));
     load.stop();
