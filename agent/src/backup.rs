@@ -19,7 +19,7 @@ use clap::Args;
 use jiff::Timestamp;
 use pgark_command::{
     CheckpointMode, Configuration, Environment, ExitCode, Failure, GlobalOptions, Overrides, Progress, ProgressDisplay,
-    open_for_writing,
+    notify_about, notify_message, open_for_writing,
 };
 use pgark_postgres::{BackupSource, Lsn, ManifestEnd, SegmentSize, TablespaceMap, TimelineId};
 use pgark_repository::{
@@ -89,6 +89,7 @@ pub async fn backup(
         arguments.max_rate.as_ref(),
     );
     let configuration = global.configuration(environment, &overrides).context("read the configuration")?;
+    notify_about("backup", &configuration);
     let annotations = parse_annotations(&arguments.annotate)?;
     let directories = [configuration.backup.include.as_slice(), &arguments.include].concat();
     let included = included::read(&directories)?;
@@ -147,6 +148,7 @@ pub async fn backup(
     };
     let backup = taken.commit(&configuration, annotations, included).await.context("commit the backup")?;
     connected.hold.end().await;
+    notify_message(format!("backup {} is stored", backup.id));
     let elapsed = started.elapsed();
     // By what they had before this backup; what came since came to them, too.
     tokio::select! {

@@ -2,6 +2,7 @@
 
 mod backup;
 mod catch_up;
+mod check;
 mod run;
 mod server;
 mod wal_source;
@@ -14,6 +15,7 @@ use pgark_command::{ExitCode, Verdict, judge_repository};
 use pgark_repository::RepositoryError;
 
 pub use backup::{BackupArguments, backup};
+pub use check::{CheckArguments, check};
 pub use run::run;
 pub use server::ServerError;
 

@@ -18,7 +18,7 @@ mod slot;
 use std::sync::Arc;
 
 use anyhow::Context;
-use pgark_command::{Environment, ExitCode, GlobalOptions, Overrides, open_for_writing};
+use pgark_command::{Environment, ExitCode, GlobalOptions, Overrides, notify_while, open_for_writing};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -36,6 +36,7 @@ pub(crate) type Stop = watch::Receiver<bool>;
 /// When the first connection is refused, or when the repository holds other WAL under the same names.
 pub async fn run(global: &GlobalOptions, environment: &Environment) -> anyhow::Result<ExitCode> {
     let configuration = global.configuration(environment, &Overrides::none()).context("read the configuration")?;
+    notify_while("run", &configuration);
     let connection = ConnectionOptions::from_process(configuration.cluster.connection.expose())
         .context("read cluster.connection")?;
     let repositories = open_for_writing(&global.repositories(environment, &configuration)?)?;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use pgark_postgres::Lsn;
 use pgark_repository::ServerFacts;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::replication::{ConnectionOptions, ReplicationError, SqlStream};
 
@@ -115,6 +115,33 @@ impl Server {
         }))
     }
 
+    /// Whether somebody receives WAL through the slot.
+    pub(crate) async fn is_streaming(&self, slot: &str) -> Result<bool, ServerError> {
+        let failed = |source| ServerError::Query { what: "its replication slot", source };
+        let query = "SELECT FROM pg_replication_slots WHERE slot_name = $1::text AND active";
+        Ok(self.client.query_opt(query, &[&slot]).await.map_err(failed)?.is_some())
+    }
+
+    /// The answer to any question, as text.
+    pub(crate) async fn rows(&self, what: &'static str, query: &str) -> Result<Vec<SimpleQueryRow>, ServerError> {
+        let messages = self.client.simple_query(query).await.map_err(|source| ServerError::Query { what, source })?;
+        let row = |message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        };
+        Ok(messages.into_iter().filter_map(row).collect())
+    }
+
+    /// The first column of the first row; nothing where it is null or not there.
+    pub(crate) async fn text(&self, what: &'static str, query: &str) -> Result<Option<String>, ServerError> {
+        Ok(self.rows(what, query).await?.first().and_then(|row| row.get(0)).map(str::to_owned))
+    }
+
+    pub(crate) async fn number(&self, what: &'static str, query: &str) -> Result<i64, ServerError> {
+        let answer = self.text(what, query).await?.unwrap_or_default();
+        answer.parse().map_err(|_| ServerError::Answer { what, answer })
+    }
+
     pub(crate) async fn archiving(&self) -> Result<Archiving, ServerError> {
         let mode = self.setting("archive_mode").await?;
         Ok(if mode == "off" { Archiving::Off } else { Archiving::On })
@@ -174,12 +201,12 @@ impl Server {
         row.try_get(0).map_err(failed)
     }
 
-    async fn setting(&self, name: &'static str) -> Result<String, ServerError> {
+    pub(crate) async fn setting(&self, name: &'static str) -> Result<String, ServerError> {
         self.one(name, &format!("SELECT current_setting('{name}')")).await
     }
 
     /// A setting that only members of `pg_read_all_settings` see; `None` for others.
-    async fn protected_setting(&self, name: &'static str) -> Result<Option<String>, ServerError> {
+    pub(crate) async fn protected_setting(&self, name: &'static str) -> Result<Option<String>, ServerError> {
         match self.setting(name).await {
             Ok(value) => Ok(Some(value)),
             Err(ServerError::Query { source, .. }) if source.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {

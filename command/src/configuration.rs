@@ -13,6 +13,7 @@ mod credentials;
 mod environment;
 mod fault;
 mod nearest;
+mod notify;
 mod proving;
 mod quantity;
 mod repository;
@@ -26,6 +27,7 @@ use std::time::Duration;
 pub use credentials::CredentialSource;
 pub use environment::{Environment, Overrides};
 pub use fault::{ConfigurationError, Fault, Origin};
+pub use notify::{NotifyConfiguration, NotifyResult};
 pub use proving::{DrillConfiguration, DrillQuery, ProofsConfiguration, VerifyConfiguration};
 pub use quantity::{MaxRate, QuantityError, parse_duration, parse_size};
 pub use repository::{RepositoryConfiguration, Scheme};
@@ -54,6 +56,7 @@ pub struct Configuration {
     pub verify: VerifyConfiguration,
     pub drill: DrillConfiguration,
     pub proofs: ProofsConfiguration,
+    pub notify: NotifyConfiguration,
 }
 
 /// `[cluster]`: the PostgreSQL cluster that this host protects.
@@ -177,6 +180,7 @@ impl Configuration {
         let verify_table = top.table("verify");
         let drill_table = top.table("drill");
         let proofs_table = top.table("proofs");
+        let notify_table = top.table("notify");
         top.finish(&mut known, &mut faults);
 
         let mut section = document.section("cluster", cluster_table);
@@ -220,6 +224,10 @@ impl Configuration {
         let drill = DrillConfiguration::read(&document, drill_table, &mut known, &mut faults);
         let proofs = ProofsConfiguration::read(&document, proofs_table, &mut known, &mut faults);
 
+        let mut section = document.section("notify", notify_table);
+        let notify = NotifyConfiguration::read(&mut section);
+        section.finish(&mut known, &mut faults);
+
         if faults.is_empty() {
             let configuration = Self {
                 state_dir,
@@ -233,6 +241,7 @@ impl Configuration {
                 verify,
                 drill,
                 proofs,
+                notify,
             };
             Ok((configuration, known))
         } else {

@@ -10,9 +10,10 @@ use std::error::Error;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, PanicHookInfo};
 
-use crate::configuration::ConfigurationError;
+use crate::configuration::{ConfigurationError, NotifyResult};
 use crate::exit_code::{ExitCode, ExitPolicy};
 use crate::logging::{self, LogFormat};
+use crate::notify::notify_end;
 use crate::output::printable;
 use crate::terminal;
 
@@ -89,17 +90,25 @@ impl Verdict {
 /// returned), loads the configuration, starts logging and does the work.
 pub fn run(program: Program, body: impl FnOnce() -> anyhow::Result<ExitCode>) -> std::process::ExitCode {
     std::panic::set_hook(Box::new(move |panic| report_panic(program.name, panic)));
-    let code = match std::panic::catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(code)) => code,
-        Ok(Err(error)) => report(program, &error),
+    let (code, error) = match std::panic::catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(code)) => (code, None),
+        Ok(Err(error)) => (report(program, &error), Some(error)),
         // The hook has said what happened. Unwinding ends here, because PostgreSQL counts the death of a command by
         // a signal in another way than an exit code.
         Err(payload) => {
             discard(payload);
-            ExitCode::Panicked
+            (ExitCode::Panicked, None)
         }
     };
-    std::process::ExitCode::from(code.number(program.policy))
+    let number = code.number(program.policy);
+    let result = match code {
+        ExitCode::Done => NotifyResult::Success,
+        ExitCode::SourceDamaged => NotifyResult::Warning,
+        _ => NotifyResult::Failure,
+    };
+    let hint = error.as_ref().and_then(|error| judge(program, error).hint);
+    notify_end(result, number, error.as_ref().map(chained), hint);
+    std::process::ExitCode::from(number)
 }
 
 /// What [`run`] would say about an error, and what follows from it: for reports that hold failures.

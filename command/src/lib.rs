@@ -9,6 +9,7 @@ mod data_directory;
 mod exit_code;
 mod failure;
 mod logging;
+mod notify;
 mod options;
 mod output;
 mod progress;
@@ -19,13 +20,15 @@ mod time_input;
 pub use configuration::{
     ArchiveConfiguration, BackupConfiguration, CheckpointMode, ClusterConfiguration, CompressionConfiguration,
     Configuration, ConfigurationError, CredentialSource, DrillConfiguration, DrillQuery, Environment, Fault, MaxRate,
-    Origin, Overrides, ProofsConfiguration, QuantityError, RepositoryConfiguration, RestoreConfiguration, Scheme,
-    Secret, SecretSource, StreamConfiguration, VerifyConfiguration, configuration_path, parse_duration, parse_size,
+    NotifyConfiguration, NotifyResult, Origin, Overrides, ProofsConfiguration, QuantityError, RepositoryConfiguration,
+    RestoreConfiguration, Scheme, Secret, SecretSource, StreamConfiguration, VerifyConfiguration, configuration_path,
+    parse_duration, parse_size,
 };
 pub use data_directory::{DataDirectoryError, data_directory_of_wal_file, read_control_file};
 pub use exit_code::{ExitCode, ExitPolicy};
 pub use failure::{Failure, Program, Verdict, explain, run};
 pub use logging::{LogFormat, start_logging};
+pub use notify::{notify_about, notify_message, notify_while};
 pub use options::GlobalOptions;
 pub use output::{Align, Report, Table, format_duration, format_size, format_time, printable};
 pub use progress::{Progress, ProgressDisplay};

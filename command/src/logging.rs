@@ -14,6 +14,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry};
 
 use crate::configuration::Environment;
+use crate::notify::WarningsForNotify;
 use crate::options::GlobalOptions;
 use crate::terminal::Stderr;
 
@@ -71,7 +72,7 @@ where
         LogFormat::Text => Box::new(lines.with_ansi(colours).with_target(level >= Level::DEBUG).with_filter(filter)),
         LogFormat::Json => Box::new(lines.json().flatten_event(true).with_ansi(false).with_filter(filter)),
     };
-    Registry::default().with(lines)
+    Registry::default().with(lines).with(WarningsForNotify.with_filter(LevelFilter::WARN))
 }
 
 #[cfg(test)]

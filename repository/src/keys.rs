@@ -1,6 +1,7 @@
 //! Where every object lives. The only place that builds or takes apart a key.
 //!
 //! ```text
+//! <cluster>/check/probe
 //! <cluster>/<system identifier>/backups/<backup id>/started.json
 //!                                                  /parts/000001.tar.zst[.age]
 //!                                                  /included/000001.tar.zst[.age]
@@ -99,6 +100,12 @@ impl ClusterKeys {
     #[must_use]
     pub fn cluster(cluster: &str) -> ObjectKey {
         ObjectKey(cluster.to_owned())
+    }
+
+    /// The object that tells what a repository allows; it means nothing otherwise.
+    #[must_use]
+    pub fn probe(cluster: &str) -> ObjectKey {
+        ObjectKey(format!("{cluster}/check/probe"))
     }
 
     /// The folder of everything that belongs to this system identifier.

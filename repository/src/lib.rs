@@ -18,6 +18,7 @@ mod encryption;
 mod error;
 mod index;
 mod keys;
+mod probe;
 mod proof;
 mod store;
 mod tar_header;
@@ -39,6 +40,7 @@ pub use encryption::{Identities, Recipients, generate_key_pair};
 pub use error::{ErrorKind, RepositoryError, Result};
 pub use index::{IndexLine, IndexReader, IndexedFile, IndexedMember, IndexedPart};
 pub use keys::{ClusterKeys, ObjectKey, Sealing, WalPiece, is_cluster_name, wal_file_of, wal_piece_of};
+pub use probe::{Probe, probe};
 pub use proof::{PROOF_FORMAT, Proof, ProofKind, ProvenBackup, ReadSegments};
 pub use store::{
     Creation, Credentials, ListedObject, ObjectReader, ObjectWriter, RepositoryOptions, Store, StoredObject,

@@ -304,6 +304,16 @@ impl Store {
         }
     }
 
+    /// When an object was created, in microseconds since 1970 by the store's own clock.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub async fn created_at(&self, key: &ObjectKey) -> Result<i64> {
+        let path = self.path(key);
+        let meta = self.repeated("look at", key, 0, || self.objects.head(&path)).await?;
+        Ok(meta.last_modified.timestamp_micros())
+    }
+
     /// Reads the first bytes of an object, at most `most`, and returns the size of the whole object with them.
     async fn first_bytes(&self, path: &Path, most: u64) -> object_store::Result<(u64, Bytes)> {
         let options = GetOptions { range: Some(GetRange::Bounded(0..most)), ..GetOptions::default() };

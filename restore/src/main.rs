@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use pgark_command::{Environment, ExitPolicy, GlobalOptions, Overrides, Program, run, start_logging};
+use pgark_command::{Environment, ExitPolicy, GlobalOptions, Overrides, Program, notify_about, run, start_logging};
 use pgark_restore::{
     BaseArguments, DrillArguments, ListArguments, ShowArguments, VerifyArguments, WalArguments, judge,
 };
@@ -54,6 +54,11 @@ fn main() -> std::process::ExitCode {
         start_logging(&arguments.global, usual, &environment);
         let global = &arguments.global;
         let configuration = global.configuration(&environment, &Overrides::none()).context("read the configuration")?;
+        match &arguments.command {
+            Command::Verify(_) => notify_about("verify", &configuration),
+            Command::Drill(_) => notify_about("drill", &configuration),
+            _ => {}
+        }
         // A fetch is started for every segment, so it starts no more threads than it needs.
         let mut builder = match is_fetch {
             true => tokio::runtime::Builder::new_current_thread(),

@@ -9,6 +9,7 @@
 )]
 
 mod archive_command;
+mod check;
 mod connections;
 mod drill;
 mod encryption;
@@ -16,6 +17,7 @@ mod every_version;
 mod included;
 mod look_ahead;
 mod moments;
+mod notify;
 mod odd_files;
 mod packaging;
 mod prefetch;

@@ -55,6 +55,7 @@ fn known_keys() -> BTreeSet<String> {
         "drill",
         "drill.query",
         "proofs",
+        "notify",
     ];
     let is_key = |key: &&String| !sections.contains(&key.as_str());
     // [proofs] takes what a repository takes; the example and the reference show it there.
@@ -114,6 +115,14 @@ fn the_reference_describes_every_key() {
         let key = setting.rsplit('.').next().unwrap();
         assert!(REFERENCE.contains(&format!("| `{key}` |")), "docs/configuration.md has no line for `{setting}`");
     }
+}
+
+#[test]
+fn notify_takes_known_results_only() {
+    let only = read(&format!("{MINIMAL}[notify]\ncommand = \"x\"\non = [\"failure\"]\n")).unwrap().notify;
+    assert_eq!((only.command.as_deref(), only.on), (Some("x"), vec![NotifyResult::Failure]));
+    let message = repository_complaint("[notify]\non = [\"sometimes\"]");
+    assert!(message.contains("`sometimes`") && message.contains("success, warning and failure"), "{message}");
 }
 
 #[test]
