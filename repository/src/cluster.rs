@@ -149,7 +149,15 @@ impl ClusterRepository {
     /// # Errors
     /// As [`ClusterRepository::open_object`].
     pub async fn open_backup_object(&self, backup: &Backup, key: &ObjectKey) -> Result<OpenedObject> {
-        self.open_of_backup(backup, key, None).await
+        self.open_of_backup(backup, key, Reading::Unchecked).await
+    }
+
+    /// Opens a part of a backup to read a little of it here and there.
+    ///
+    /// # Errors
+    /// As [`ClusterRepository::open_object`].
+    pub async fn open_part_for_ranges(&self, backup: &Backup, number: u32) -> Result<OpenedObject> {
+        self.open_of_backup(backup, &self.part_key(backup, number), Reading::Ranges).await
     }
 
     /// Opens a part of a backup. Reading it from its first byte to its last fails unless its stored bytes have the
@@ -163,14 +171,16 @@ impl ClusterRepository {
         let crc32 = part.and_then(|part| u32::from_str_radix(&part.crc32, 16).ok());
         let key = self.part_key(backup, number);
         let crc32 = crc32.ok_or_else(|| self.store().damaged(&key, "backup.json has no CRC-32 for it"))?;
-        self.open_of_backup(backup, &key, Some(crc32)).await
+        self.open_of_backup(backup, &key, Reading::Checked { crc32 }).await
     }
 
-    async fn open_of_backup(&self, backup: &Backup, key: &ObjectKey, crc32: Option<u32>) -> Result<OpenedObject> {
+    async fn open_of_backup(&self, backup: &Backup, key: &ObjectKey, reading: Reading) -> Result<OpenedObject> {
         let own = self.repository.identities.public_keys();
         let mut reader = self.store().open_reader(key).await?;
-        if let Some(crc32) = crc32 {
-            reader.expect_crc32(crc32);
+        match reading {
+            Reading::Unchecked => {}
+            Reading::Checked { crc32 } => reader.expect_crc32(crc32),
+            Reading::Ranges => reader.expect_gaps(),
         }
         match self.unseal(key, reader).await {
             Err(RepositoryError::NoKey { .. }) if own.iter().any(|key| backup.recipients.contains(key)) => {
@@ -211,6 +221,18 @@ impl ClusterRepository {
             Err(error) => Err(self.store().damaged(key, error.to_string())),
         }
     }
+}
+
+/// How an object is going to be read.
+#[derive(Debug, Clone, Copy)]
+enum Reading {
+    Unchecked,
+    /// From its first byte to its last, which must come to this checksum.
+    Checked {
+        crc32: u32,
+    },
+    /// Only some of it.
+    Ranges,
 }
 
 /// A stored object without its encryption, as `Read` (and `Seek`) for blocking threads.

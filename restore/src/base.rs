@@ -3,13 +3,15 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
 use pgark_command::{
     Configuration, Environment, ExitCode, GlobalOptions, Progress, ProgressDisplay, Report, RepositoryConfiguration,
-    Scheme, Side, TargetTime, configuration_path, format_duration, machine_zone, open_repository, printable,
+    Scheme, Side, TargetTime, configuration_path, format_duration, format_size, machine_zone, open_repository,
+    printable,
 };
 use pgark_postgres::SystemIdentifier;
 use pgark_repository::BackupId;
@@ -17,20 +19,18 @@ use serde::Serialize;
 
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
-use crate::copies::Copies;
 use crate::destination::{self, Destination, DestinationRequest, PlacedTablespace};
-use crate::extract::{Extraction, extract};
+use crate::extract::{DeltaFigures, Extraction, extract, look};
 use crate::included;
 use crate::plan::{PlanJson, Request, RestorePlan, plan};
 use crate::reach::{ReachError, prove};
 use crate::recovery_settings::{Archiving, RecoveryMode, RecoverySettings, RestoreCommand};
-use crate::survey::Survey;
 use crate::target::{RecoveryTarget, Target, TargetAction, TargetOptions};
 
 /// Arguments of `base`.
 #[derive(Args, Debug)]
 pub struct BaseArguments {
-    /// Restore into DIR, which must be absent or empty
+    /// Restore into DIR, which must be absent or empty, unless --delta is given
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     to: Option<PathBuf>,
 
@@ -54,6 +54,14 @@ pub struct BaseArguments {
     /// DIR must be absent or empty: nothing is put over the configuration of this host.
     #[arg(long, value_name = "DIR")]
     included_to: Option<PathBuf>,
+
+    /// Bring the stopped cluster in DIR to the backup: write what differs, remove what does not belong
+    ///
+    /// Also goes on with an interrupted restore. Checksums tell what differs. A tablespace stays where DIR has it, unless
+    /// it is given another place. WAL in DIR goes too: copy pg_wal away first if it holds some that was not archived.
+    /// With --dry-run, the plan says how much would be written and removed.
+    #[arg(long, requires = "to")]
+    delta: bool,
 
     /// Make a standby, which goes on following its primary and the archive
     #[arg(long)]
@@ -141,6 +149,8 @@ struct BaseJson {
     tablespaces: Vec<TablespaceJson>,
     archive_mode: &'static str,
     signal_file: &'static str,
+    /// What differed from the backup; nothing without `--delta`.
+    delta: Option<DeltaFigures>,
     restored: bool,
 }
 
@@ -199,6 +209,7 @@ pub async fn base(
                 tablespaces: &arguments.tablespaces,
                 tablespace_base: arguments.tablespace_base.as_deref(),
                 repositories: &local,
+                delta: arguments.delta,
             };
             Some(destination::check(&request, &plan.backup, &survey.layout)?)
         }
@@ -211,21 +222,43 @@ pub async fn base(
     output.plan(destination.as_ref(), included_to.as_deref())?;
     let placed = destination.iter().flat_map(|destination| &destination.tablespaces);
     let tablespaces: Vec<_> = placed.map(|placed| TablespaceJson::new(placed, &plan)).collect();
-    let Some(destination) = destination.filter(|_| !arguments.dry_run) else {
-        output.finish(arguments.to.clone(), tablespaces, false)?;
+    let Some(destination) = destination else {
+        output.finish(None, tablespaces, None, false)?;
         return Ok(ExitCode::Done);
     };
     let directory = destination.directory.clone();
-    let jobs = arguments.jobs.map_or(configuration.restore.workers().get(), usize::from);
+    let extraction = Extraction {
+        copies,
+        backup: plan.backup.clone(),
+        survey,
+        destination,
+        auto_conf,
+        signal_file: settings.mode.signal_file(),
+        jobs: arguments.jobs.map_or(configuration.restore.workers().get(), usize::from),
+        progress: Arc::new(Progress::start("restore", ProgressDisplay::detect(options))),
+        stop: Arc::default(),
+    };
+    extraction.progress.set_total(extraction.survey.layout.bytes);
+    if arguments.dry_run {
+        let delta = match arguments.delta {
+            true => Some(look(extraction).await.with_context(|| format!("look at {}", directory.display()))?),
+            false => None,
+        };
+        output.delta(delta.as_ref(), "would be ")?;
+        output.finish(Some(directory), tablespaces, delta, false)?;
+        return Ok(ExitCode::Done);
+    }
     if let Some(included_to) = &included_to {
-        included::restore(&copies, &plan.backup, included_to)
+        included::restore(&extraction.copies, &plan.backup, included_to)
             .await
             .with_context(|| format!("bring back the included directories below {}", included_to.display()))?;
     }
-    restore(options, copies, &plan, survey, destination, auto_conf, settings.mode, jobs).await.with_context(|| {
-        format!("restore into {} (it cannot be started; remove it before the next attempt)", directory.display())
+    let figures = extract(extraction).await.with_context(|| {
+        format!("restore into {} (it cannot be started; go on with --delta or remove it)", directory.display())
     })?;
-    output.finish(Some(directory.clone()), tablespaces, true)?;
+    let delta = arguments.delta.then_some(figures);
+    output.delta(delta.as_ref(), "")?;
+    output.finish(Some(directory.clone()), tablespaces, delta, true)?;
     if !arguments.json {
         output.next_steps(&directory, started)?;
     }
@@ -283,33 +316,6 @@ fn recovery_settings(
     })
 }
 
-#[expect(clippy::too_many_arguments, reason = "the one place where everything comes together")]
-async fn restore(
-    options: &GlobalOptions,
-    copies: Copies,
-    plan: &RestorePlan,
-    survey: Survey,
-    destination: Destination,
-    auto_conf: Vec<u8>,
-    mode: RecoveryMode,
-    jobs: usize,
-) -> anyhow::Result<()> {
-    let progress = Progress::start("restore", ProgressDisplay::detect(options));
-    progress.set_total(survey.layout.bytes);
-    let extraction = Extraction {
-        copies,
-        backup: plan.backup.clone(),
-        survey,
-        destination,
-        auto_conf,
-        signal_file: mode.signal_file(),
-        jobs,
-        progress: Arc::new(progress),
-        stop: Arc::default(),
-    };
-    Ok(extract(extraction).await?)
-}
-
 impl TargetArguments {
     pub(crate) fn parse(&self, action: Option<TargetAction>) -> anyhow::Result<Target> {
         let time = match &self.target_time {
@@ -352,6 +358,9 @@ impl Output<'_> {
         write!(report, "{}", self.plan)?;
         if let Some(destination) = destination {
             writeln!(report, "into        {}", destination.directory.display())?;
+            for note in &destination.notes {
+                writeln!(report, "note        {}", printable(note))?;
+            }
             for tablespace in destination.tablespaces.iter().map(|placed| TablespaceJson::new(placed, self.plan)) {
                 let was = if tablespace.is_moved { format!(" (was {})", tablespace.original) } else { String::new() };
                 if let Some(location) = &tablespace.location {
@@ -374,10 +383,32 @@ impl Output<'_> {
         Ok(report.flush()?)
     }
 
+    fn delta(&self, delta: Option<&DeltaFigures>, would: &str) -> anyhow::Result<()> {
+        let Some(delta) = delta.filter(|_| !self.json) else { return Ok(()) };
+        let get = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        let (kept, rewritten) = (get(&delta.kept_bytes), get(&delta.rewritten_bytes));
+        let mut report = Report::to_stdout();
+        writeln!(
+            report,
+            "delta       {} of {} files ({} of {}) {would}written, {} ({}) {would}removed",
+            get(&delta.rewritten_files),
+            get(&delta.rewritten_files) + get(&delta.kept_files),
+            format_size(rewritten),
+            format_size(rewritten + kept),
+            get(&delta.removed_files),
+            format_size(get(&delta.removed_bytes)),
+        )?;
+        if would.is_empty() {
+            writeln!(report, "            {} read from the repository", format_size(get(&delta.fetched_bytes)))?;
+        }
+        Ok(report.flush()?)
+    }
+
     fn finish(
         &self,
         directory: Option<PathBuf>,
         tablespaces: Vec<TablespaceJson>,
+        delta: Option<DeltaFigures>,
         restored: bool,
     ) -> anyhow::Result<()> {
         if !self.json {
@@ -389,6 +420,7 @@ impl Output<'_> {
             tablespaces,
             archive_mode: self.archive_mode(),
             signal_file: self.settings.mode.signal_file(),
+            delta,
             restored,
         };
         Ok(Report::to_stdout().json("base", &body)?)

@@ -4,7 +4,13 @@
 //! tablespace must be absent or empty, belong to the user at work, lie apart from each other, from other data
 //! directories and from the repository. Root is refused: PostgreSQL does not run as root and would not start on files
 //! of root.
+//!
+//! With `--delta` the data directory may be the same cluster's, stopped, or that of an interrupted restore; and the
+//! place of a tablespace may be what a link of that directory leads to, which proves whose it is.
 
+mod occupied;
+
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -12,6 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use pgark_command::format_size;
+use pgark_postgres::SystemIdentifier;
 use pgark_repository::Backup;
 use thiserror::Error;
 
@@ -19,6 +26,8 @@ use crate::survey::Layout;
 
 /// Exists while a restore is under way, and after one that was interrupted.
 pub(crate) const MARKER: &str = "pgark.restoring";
+/// Begins the line of it that says which cluster is restored.
+pub(crate) const MARKER_SYSTEM: &str = "System identifier: ";
 
 /// What the user asks for.
 #[derive(Clone, Debug)]
@@ -30,6 +39,8 @@ pub struct DestinationRequest<'r> {
     pub tablespace_base: Option<&'r Path>,
     /// The directories of local repositories.
     pub repositories: &'r [PathBuf],
+    /// Whether a cluster that is there may be brought to the backup.
+    pub delta: bool,
 }
 
 /// A place for the data directory and for each tablespace, all of them absolute.
@@ -39,6 +50,10 @@ pub struct Destination {
     pub tablespaces: Vec<PlacedTablespace>,
     /// What files and directories may allow at most: 0700, or 0750 where the source let its group read.
     pub mode_mask: u32,
+    /// Whether there is something to be brought to the backup.
+    pub is_occupied: bool,
+    /// What the user should know of what is there.
+    pub notes: Vec<String>,
 }
 
 /// A tablespace and its place.
@@ -49,6 +64,8 @@ pub struct PlacedTablespace {
     pub location: Option<PathBuf>,
     /// Whether that is not where it was.
     pub is_moved: bool,
+    /// Whether it holds this cluster's files.
+    pub is_occupied: bool,
 }
 
 /// The place cannot be used. Nothing was touched.
@@ -60,6 +77,12 @@ pub enum DestinationError {
     RunningServer { path: PathBuf, pid: u32 },
     #[error("{} holds an interrupted restore", .path.display())]
     Interrupted { path: PathBuf },
+    #[error("{} is neither a data directory nor an interrupted restore, and --delta removes what does not belong", .path.display())]
+    NoCluster { path: PathBuf },
+    #[error("{} is of the cluster with system identifier {found}, and the backup is of {expected}", .path.display())]
+    OtherCluster { path: PathBuf, found: SystemIdentifier, expected: SystemIdentifier },
+    #[error("{} is of PostgreSQL {found}, and the backup of {expected}", .path.display())]
+    OtherVersion { path: PathBuf, found: String, expected: u32 },
     #[error("{} is not empty{}", .path.display(), if *.is_data_directory { ": it is a data directory" } else { "" })]
     NotEmpty { path: PathBuf, is_data_directory: bool },
     #[error("{} is not a directory", .path.display())]
@@ -95,14 +118,32 @@ impl DestinationError {
             Self::Root => {
                 "run it as the user that will run the server, as in `sudo -u postgres pgark-restore base …`".to_owned()
             }
-            Self::RunningServer { .. } => "stop that server, or restore into another directory".to_owned(),
-            Self::Interrupted { path } => {
-                format!("it cannot be started or resumed; remove {} and run the restore again", path.display())
-            }
+            Self::RunningServer { path, pid } => format!(
+                "stop that server, or restore into another directory; if no server runs (no process {pid} here or in a \
+                 container that shares the directory), remove {}",
+                path.join("postmaster.pid").display()
+            ),
+            Self::Interrupted { path } => format!(
+                "it cannot be started; go on with --delta, or remove {} and run the restore again",
+                path.display()
+            ),
+            Self::NotEmpty { path, is_data_directory: true } => format!(
+                "move {} away or remove it, or restore into another directory; --delta rewrites a stopped cluster with \
+                 what differs from the backup",
+                path.display()
+            ),
             Self::NotEmpty { path, .. } => {
                 format!("move {} away or remove it, or restore into another directory", path.display())
             }
-            Self::NotADirectory { .. } | Self::InDataDirectory { .. } => "restore into another directory".to_owned(),
+            Self::OtherCluster { .. } => {
+                "restore into another directory, choose the cluster with --system-identifier, or remove what is there \
+                 and restore without --delta"
+                    .to_owned()
+            }
+            Self::NoCluster { .. }
+            | Self::OtherVersion { .. }
+            | Self::NotADirectory { .. }
+            | Self::InDataDirectory { .. } => "restore into another directory".to_owned(),
             Self::Owner { .. } => "run it as that user, or change the owner of the directory".to_owned(),
             Self::Nested { .. } | Self::Twice { .. } | Self::TablespaceTwice { .. } => {
                 "give each tablespace a directory of its own with --tablespace OID=DIR, or all of them with \
@@ -138,13 +179,27 @@ fn check_as(
     layout: &Layout,
 ) -> Result<Destination, DestinationError> {
     let directory = resolve(request.directory)?;
-    check_place(&directory, user)?;
+    let is_occupied = !check_place(&directory, user)?;
+    if is_occupied {
+        match request.delta {
+            true => occupied::check(&directory, backup)?,
+            false => return Err(not_empty(&directory)),
+        }
+    }
     check_surroundings(&directory)?;
-    let tablespaces = place_tablespaces(request, backup, layout)?;
+    let links = if is_occupied { occupied::tablespace_links(&directory) } else { BTreeMap::new() };
+    let mut tablespaces = place_tablespaces(request, backup, layout, &links)?;
     let mut places = vec![directory.clone()];
-    for location in tablespaces.iter().filter_map(|tablespace| tablespace.location.as_deref()) {
+    for tablespace in &mut tablespaces {
+        let Some(location) = &tablespace.location else { continue };
         let place = resolve(location)?;
-        check_place(&place, user).map_err(|error| explain_tablespace(error, location))?;
+        if !check_place(&place, user)? {
+            let linked = links.get(&tablespace.oid).and_then(|link| resolve(link).ok());
+            if linked.as_ref() != Some(&place) {
+                return Err(DestinationError::NotEmpty { path: location.clone(), is_data_directory: false });
+            }
+            tablespace.is_occupied = true;
+        }
         if places.contains(&place) {
             return Err(DestinationError::Twice { path: place });
         }
@@ -158,13 +213,14 @@ fn check_as(
             return Err(DestinationError::Nested { first: first.clone(), second: second.clone() });
         }
     }
-    check_space(&directory, &tablespaces, layout)?;
+    check_space(&directory, is_occupied, &tablespaces, layout)?;
     // The mode comes as octal digits; anything but "the group may read" means "nobody else may".
     let mode_mask = match u32::from_str_radix(&backup.server.data_directory_mode, 8) {
         Ok(mode) if mode & 0o050 == 0o050 => 0o750,
         _ => 0o700,
     };
-    Ok(Destination { directory, tablespaces, mode_mask })
+    let notes = if is_occupied { occupied::notes(&directory, &links, &tablespaces) } else { Vec::new() };
+    Ok(Destination { directory, tablespaces, mode_mask, is_occupied, notes })
 }
 
 /// Makes a path absolute and follows the links in what exists of it.
@@ -196,28 +252,25 @@ fn resolve(path: &Path) -> Result<PathBuf, DestinationError> {
     }
 }
 
-/// A place must be absent, or an empty directory of this user.
-fn check_place(path: &Path, user: u32) -> Result<(), DestinationError> {
+/// A place must be absent, or a directory of this user. Returns whether nothing is in it.
+fn check_place(path: &Path, user: u32) -> Result<bool, DestinationError> {
     let unreadable = |source| DestinationError::Unreadable { path: path.to_path_buf(), source };
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         Err(error) => return Err(unreadable(error)),
     };
     if !metadata.is_dir() {
         return Err(DestinationError::NotADirectory { path: path.to_path_buf() });
     }
-    if std::fs::read_dir(path).map_err(unreadable)?.next().is_some() {
-        return Err(occupied(path));
-    }
     if metadata.uid() != user {
         return Err(DestinationError::Owner { path: path.to_path_buf(), owner: metadata.uid(), user });
     }
-    Ok(())
+    Ok(std::fs::read_dir(path).map_err(unreadable)?.next().is_none())
 }
 
 /// Says in what way a directory is not empty.
-fn occupied(path: &Path) -> DestinationError {
+fn not_empty(path: &Path) -> DestinationError {
     let path = path.to_path_buf();
     if let Some(pid) = running_server(&path) {
         return DestinationError::RunningServer { path, pid };
@@ -248,6 +301,7 @@ fn place_tablespaces(
     request: &DestinationRequest<'_>,
     backup: &Backup,
     layout: &Layout,
+    links: &BTreeMap<u32, PathBuf>,
 ) -> Result<Vec<PlacedTablespace>, DestinationError> {
     let given = request.tablespaces;
     if let Some(base) = request.tablespace_base.filter(|base| !is_plain_absolute(base)) {
@@ -278,13 +332,13 @@ fn place_tablespaces(
         let location = match (given.iter().find(|(other, _)| *other == oid), request.tablespace_base) {
             (Some((_, path)), _) => Some(path.clone()),
             (None, Some(base)) if !tablespace.in_place => Some(base.join(oid.to_string())),
-            (None, _) => original.clone(),
+            (None, _) => original.as_ref().map(|original| links.get(&oid).unwrap_or(original).clone()),
         };
         if let Some(location) = &location {
             check_absolute(oid, location)?;
         }
         let is_moved = location != original;
-        placed.push(PlacedTablespace { oid, location, is_moved });
+        placed.push(PlacedTablespace { oid, location, is_moved, is_occupied: false });
     }
     Ok(placed)
 }
@@ -302,47 +356,59 @@ fn is_plain_absolute(path: &Path) -> bool {
     path.is_absolute() && parts.all(|part| part != b"." && part != b"..")
 }
 
-/// A tablespace that lies where it was on the same machine: the way out is to put it elsewhere.
-fn explain_tablespace(error: DestinationError, location: &Path) -> DestinationError {
-    match error {
-        DestinationError::Interrupted { .. } => {
-            DestinationError::NotEmpty { path: location.to_path_buf(), is_data_directory: false }
-        }
-        other => other,
-    }
-}
-
 fn nested(first: &Path, second: &Path) -> bool {
     first.starts_with(second) || second.starts_with(first)
 }
 
-/// Sums what each file system has to take.
-fn check_space(directory: &Path, tablespaces: &[PlacedTablespace], layout: &Layout) -> Result<(), DestinationError> {
-    let outside = |tablespace: &&PlacedTablespace| tablespace.location.is_some();
+/// Sums what each file system has to take, and what is there and goes or is used again.
+fn check_space(
+    directory: &Path,
+    is_occupied: bool,
+    tablespaces: &[PlacedTablespace],
+    layout: &Layout,
+) -> Result<(), DestinationError> {
     let bytes_of = |oid: u32| layout.tablespace_bytes.get(&oid).copied().unwrap_or(0);
-    let elsewhere = tablespaces.iter().filter(outside).map(|tablespace| bytes_of(tablespace.oid));
-    let elsewhere = elsewhere.fold(0, u64::saturating_add);
-    let mut loads: Vec<(u64, PathBuf, u64)> = Vec::new();
-    let places =
-        tablespaces.iter().filter_map(|tablespace| Some((tablespace.location.as_deref()?, bytes_of(tablespace.oid))));
-    for (path, bytes) in std::iter::once((directory, layout.bytes.saturating_sub(elsewhere))).chain(places) {
+    let outside = || {
+        tablespaces
+            .iter()
+            .filter_map(|place| Some((place.location.as_deref()?, bytes_of(place.oid), place.is_occupied)))
+    };
+    let elsewhere = outside().map(|(_, bytes, _)| bytes).fold(0, u64::saturating_add);
+    let mut loads: Vec<Load> = Vec::new();
+    for (path, bytes, is_occupied) in
+        std::iter::once((directory, layout.bytes.saturating_sub(elsewhere), is_occupied)).chain(outside())
+    {
         let Some(existing) = path.ancestors().find(|ancestor| ancestor.exists()) else { continue };
         let unreadable = |source| DestinationError::Unreadable { path: existing.to_path_buf(), source };
         let device = std::fs::metadata(existing).map_err(unreadable)?.dev();
-        match loads.iter_mut().find(|(other, _, _)| *other == device) {
-            Some((_, _, sum)) => *sum = sum.saturating_add(bytes),
-            None => loads.push((device, existing.to_path_buf(), bytes)),
+        let present = if is_occupied { occupied::allocated_bytes(path) } else { 0 };
+        let load = Load { device, path: existing.to_path_buf(), needed: bytes, present };
+        match loads.iter_mut().find(|other| other.device == device) {
+            Some(other) => {
+                other.needed = other.needed.saturating_add(load.needed);
+                other.present = other.present.saturating_add(load.present);
+            }
+            None => loads.push(load),
         }
     }
-    for (_, path, needed) in loads {
+    for Load { path, needed, present, .. } in loads {
         let stat = rustix::fs::statvfs(&path)
             .map_err(|error| DestinationError::Unreadable { path: path.clone(), source: error.into() })?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let needed = needed.saturating_sub(present);
         if free < needed {
             return Err(DestinationError::NoSpace { path, free, needed });
         }
     }
     Ok(())
+}
+
+/// What comes to one file system.
+struct Load {
+    device: u64,
+    path: PathBuf,
+    needed: u64,
+    present: u64,
 }
 
 #[cfg(test)]

@@ -299,6 +299,7 @@ impl Drill<'_> {
             tablespaces: &[],
             tablespace_base: Some(&tablespaces),
             repositories: &local,
+            delta: false,
         };
         let destination = destination::check(&request, &plan.backup, &survey.layout)?;
         let progress = Progress::start("restore", ProgressDisplay::detect(self.options));
@@ -317,7 +318,8 @@ impl Drill<'_> {
             stop: Arc::clone(&stop),
         };
         // Its threads write until they are told to stop; nothing may be removed before that.
-        Ok(self.stopping.or_tell(&stop, tokio::spawn(extract(extraction))).await??)
+        self.stopping.or_tell(&stop, tokio::spawn(extract(extraction))).await??;
+        Ok(())
     }
 
     fn recovery_settings(&self, plan: &RestorePlan) -> anyhow::Result<RecoverySettings> {

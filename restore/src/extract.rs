@@ -2,16 +2,22 @@
 //! cluster becomes startable with the very last step.
 //!
 //! ```text
-//! marker → directories and files, checked → links, settings, signal, manifest → sync everything
-//!        → remove the marker, sync → pg_control under a temporary name, sync, rename, sync
+//! marker; pg_control goes → what does not belong goes → links → directories and files, checked → settings, signal,
+//!        manifest → sync everything → remove the marker, sync → pg_control under a temporary name, sync, rename, sync
 //! ```
 //!
 //! A server does not start without `global/pg_control`, so a restore that is killed at any point leaves a directory
-//! that no server accepts, and the marker in it tells the next restore why it is not empty.
+//! that no server accepts, and the marker in it tells the next restore why it is not empty. With `--delta` that one
+//! goes on: it is a restore over what is there.
 
+mod claim;
+mod delta;
+mod expected;
 mod finish;
 mod part;
 mod parts;
+mod remove;
+mod sweep;
 mod tar_reader;
 mod tree;
 mod write_back;
@@ -28,6 +34,8 @@ use pgark_repository::{Backup, IndexedMember, RepositoryError};
 use thiserror::Error;
 use tokio::runtime::Handle;
 
+pub use self::delta::DeltaFigures;
+use self::delta::is_there;
 use self::finish::NEW_CONTROL_FILE;
 pub(crate) use self::parts::{Parts, Sink};
 pub use self::tar_reader::TarReader;
@@ -69,28 +77,48 @@ pub enum ExtractError {
     Stopped,
 }
 
-/// Restores a backup. On success everything is durable and the cluster can be started.
-pub async fn extract(extraction: Extraction) -> Result<(), ExtractError> {
+/// Restores a backup. On success everything is durable and the cluster can be started. Into an empty directory
+/// everything is written, over another one what differs.
+pub async fn extract(extraction: Extraction) -> Result<DeltaFigures, ExtractError> {
     let runtime = Handle::current();
-    let done = tokio::task::spawn_blocking(move || {
+    blocking(move || {
         // What is created here has exactly the mode that it is given.
         let usual = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o027));
         let restored = extraction.run(&runtime);
         rustix::process::umask(usual);
         restored
-    });
+    })
+    .await
+}
+
+/// Counts what a restore would write and remove, and touches nothing.
+pub async fn look(extraction: Extraction) -> Result<DeltaFigures, ExtractError> {
+    let runtime = Handle::current();
+    blocking(move || extraction.look(&runtime)).await
+}
+
+async fn blocking(
+    work: impl FnOnce() -> Result<DeltaFigures, ExtractError> + Send + 'static,
+) -> Result<DeltaFigures, ExtractError> {
+    let done = tokio::task::spawn_blocking(work);
     done.await.unwrap_or_else(|error| Err(RepositoryError::Input(format!("the restore stopped: {error}")).into()))
 }
 
 impl Extraction {
-    fn run(&self, runtime: &Handle) -> Result<(), ExtractError> {
-        let tree = Tree::create(&self.destination)?;
-        self.restore_parts(&tree, runtime)?;
-        finish::finish(self, &tree, runtime)
+    fn run(&self, runtime: &Handle) -> Result<DeltaFigures, ExtractError> {
+        let figures = DeltaFigures::default();
+        let tree = Tree::create(&self.destination, self.backup.server.system_identifier)?;
+        if self.destination.is_occupied {
+            self.sweep(&tree, runtime, &figures, true)?;
+        }
+        finish::link_tablespaces(self, &tree)?;
+        self.restore_parts(&tree, &figures, runtime)?;
+        finish::finish(self, &tree, runtime)?;
+        Ok(figures)
     }
 
-    fn restore_parts(&self, tree: &Tree, runtime: &Handle) -> Result<(), ExtractError> {
-        let into_tree = IntoTree { extraction: self, tree };
+    fn restore_parts(&self, tree: &Tree, figures: &DeltaFigures, runtime: &Handle) -> Result<(), ExtractError> {
+        let into_tree = IntoTree { extraction: self, tree, figures };
         let parts = Parts { copies: &self.copies, jobs: self.jobs, progress: &self.progress, sink: &into_tree };
         let (end, ended) = end_of_writing();
         std::thread::scope(|scope| {
@@ -108,7 +136,7 @@ impl Extraction {
             || path == AUTO_CONF
             || path == TABLESPACE_MAP && is_moved
             || path == MARKER.as_bytes()
-            || path.strip_prefix(b"global/") == Some(NEW_CONTROL_FILE.as_bytes())
+            || path.strip_prefix(b"global/").is_some_and(|name| name == NEW_CONTROL_FILE.as_bytes())
             || SIGNALS.contains(&path)
     }
 }
@@ -117,6 +145,7 @@ impl Extraction {
 struct IntoTree<'t> {
     extraction: &'t Extraction,
     tree: &'t Tree,
+    figures: &'t DeltaFigures,
 }
 
 impl Sink for IntoTree<'_> {
@@ -131,7 +160,25 @@ impl Sink for IntoTree<'_> {
         if self.extraction.is_held_back(&member.path) {
             return Ok(None);
         }
-        self.tree.create_file(last, &member.path, member.mode).map(Some)
+        match self.extraction.destination.is_occupied {
+            true => self.tree.replace_file(last, &member.path, member.mode).map(Some),
+            false => self.tree.create_file(last, &member.path, member.mode).map(Some),
+        }
+    }
+
+    fn has(&self, last: &mut LastParent, member: &IndexedMember) -> Result<bool, ExtractError> {
+        if !self.extraction.destination.is_occupied {
+            return Ok(false);
+        }
+        // These come from the survey, which has checked them.
+        let Some(file) = member.file.filter(|_| !self.extraction.is_held_back(&member.path)) else { return Ok(true) };
+        let is_kept = is_there(self.tree, last, member, true);
+        self.figures.compared(file.size, is_kept);
+        Ok(is_kept)
+    }
+
+    fn fetched(&self, bytes: u64) {
+        self.figures.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn discard(&self, last: &mut LastParent, member: &IndexedMember) -> Result<(), ExtractError> {

@@ -44,7 +44,7 @@ pub use destination::{
     Destination, DestinationError, DestinationRequest, PlacedTablespace, check as check_destination,
 };
 pub use drill::{DrillArguments, drill};
-pub use extract::{ExtractError, Extraction, extract};
+pub use extract::{DeltaFigures, ExtractError, Extraction, extract, look};
 pub use fetch_wal::{FetchError, Fetched, fetch_wal, fetch_wal_for_standby, system_identifier_of};
 pub use judge::judge;
 pub use list::{ListArguments, list};

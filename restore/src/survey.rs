@@ -25,7 +25,7 @@ pub(crate) const BACKUP_LABEL: &[u8] = b"backup_label";
 pub(crate) const TABLESPACE_MAP: &[u8] = b"tablespace_map";
 pub(crate) const AUTO_CONF: &[u8] = b"postgresql.auto.conf";
 /// No server sends it as a file; a restore writes it.
-const MANIFEST: &[u8] = b"backup_manifest";
+pub(crate) const MANIFEST: &[u8] = b"backup_manifest";
 const NOTABLE: [&[u8]; 4] = [CONTROL_FILE, BACKUP_LABEL, TABLESPACE_MAP, AUTO_CONF];
 /// The largest of them is an auto.conf or a map with thousands of lines.
 const NOTABLE_LIMIT: u64 = 16 << 20;
@@ -306,7 +306,7 @@ async fn fetch(
     let (Some(file), Some(part)) = (member.file, part.cloned()) else {
         return Err(damaged(repository, &repository.index_key(backup), "a part has no frames"));
     };
-    let mut object = repository.open_backup_object(backup, &key).await?;
+    let mut object = repository.open_part_for_ranges(backup, member.part).await?;
     // An offset beyond everything is refused below.
     let (place, offset) = (repository.clone(), member.offset.saturating_add(TAR_BLOCK as u64));
     let content = blocking(move || {

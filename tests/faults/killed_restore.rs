@@ -106,7 +106,7 @@ impl KilledRestores {
             assert!(!restored.wait_until_ended().success(), "{what}: the server started on half a restore");
             let again = self.site.base(name).fail_with(2);
             let line = assert_one_clear_line(&again);
-            assert!(line.contains(name), "{line}");
+            assert!(line.contains(name) && again.stderr.contains("go on with --delta"), "{}", again.stderr);
         } else {
             println!("{what}: nothing was there");
         }

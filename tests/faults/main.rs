@@ -9,6 +9,7 @@
 mod connection;
 mod damage;
 mod damaged_source;
+mod delta;
 mod disk_full;
 mod hostile_repository;
 mod hostile_server;

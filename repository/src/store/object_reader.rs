@@ -15,6 +15,8 @@ use crate::keys::ObjectKey;
 
 /// Bytes of one range request.
 const RANGE_BYTES: u64 = 4 << 20;
+/// Bytes of the first request at a new place, where only some of an object is read. Those that follow on are larger.
+const FIRST_RANGE_BYTES: u64 = 256 << 10;
 /// Pauses before a range is asked for again.
 const WAITS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
 
@@ -50,6 +52,9 @@ struct RangeReader {
     position: u64,
     current: (u64, Bytes),
     ahead: Option<(u64, JoinHandle<Result<Bytes>>)>,
+    /// Bytes of the next request; nothing is fetched ahead while it is smaller than others.
+    range: u64,
+    is_sparse: bool,
     runtime: Handle,
 }
 
@@ -96,7 +101,17 @@ impl ObjectReader {
 
     fn remote(store: Store, key: ObjectKey, size: u64, start: Bytes) -> Self {
         let (current, runtime) = ((0, start), Handle::current());
-        let reader = RangeReader { store, key, size, position: 0, current, ahead: None, runtime };
+        let reader = RangeReader {
+            store,
+            key,
+            size,
+            position: 0,
+            current,
+            ahead: None,
+            range: RANGE_BYTES,
+            is_sparse: false,
+            runtime,
+        };
         Self::new(size, Source::Remote(Box::new(reader)))
     }
 
@@ -108,6 +123,13 @@ impl ObjectReader {
     /// range, and is not checked.
     pub(crate) fn expect_crc32(&mut self, expected: u32) {
         self.check = Some(Check { hasher: crc32fast::Hasher::new(), left: self.size, expected });
+    }
+
+    /// Makes ready for reading a little here and there: what is not asked for is hardly fetched.
+    pub(crate) fn expect_gaps(&mut self) {
+        if let Source::Remote(reader) = &mut self.source {
+            reader.is_sparse = true;
+        }
     }
 
     /// The object's stored size in bytes.
@@ -130,7 +152,7 @@ impl Check {
 
 impl RangeReader {
     fn fetch(&self, offset: u64) -> JoinHandle<Result<Bytes>> {
-        let length = RANGE_BYTES.min(self.size - offset);
+        let length = self.range.min(self.size - offset);
         let (store, key) = (self.store.clone(), self.key.clone());
         self.runtime.spawn(async move {
             // A stream that has come far is worth some waiting.
@@ -147,6 +169,10 @@ impl RangeReader {
 
     fn fill(&mut self) -> io::Result<()> {
         let wanted = self.position;
+        if self.is_sparse {
+            let follows_on = wanted > 0 && wanted == self.current.0 + self.current.1.len() as u64;
+            self.range = if follows_on { RANGE_BYTES.min(self.range * 4) } else { FIRST_RANGE_BYTES };
+        }
         let task = match self.ahead.take() {
             Some((offset, task)) if offset == wanted => task,
             other => {
@@ -161,7 +187,7 @@ impl RangeReader {
         let bytes = fetched.map_err(io::Error::other)?;
         let next = wanted + bytes.len() as u64;
         self.current = (wanted, bytes);
-        if next < self.size {
+        if next < self.size && self.range == RANGE_BYTES {
             self.ahead = Some((next, self.fetch(next)));
         }
         Ok(())

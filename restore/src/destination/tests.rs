@@ -70,6 +70,7 @@ impl Place {
             tablespaces: &self.given,
             tablespace_base: self.base.as_deref(),
             repositories: &repository.map(Path::to_path_buf).into_iter().collect::<Vec<_>>(),
+            delta: false,
         };
         // The tests may run as root, which is refused one step earlier.
         let user = std::fs::metadata(self.folder.path()).unwrap().uid();
@@ -114,7 +115,13 @@ fn d01_a_directory_of_somebody_else_is_refused() {
     let place = Place::new();
     let owner = std::fs::metadata(place.directory("data")).unwrap().uid();
     let data = place.path("data");
-    let request = DestinationRequest { directory: &data, tablespaces: &[], tablespace_base: None, repositories: &[] };
+    let request = DestinationRequest {
+        directory: &data,
+        tablespaces: &[],
+        tablespace_base: None,
+        repositories: &[],
+        delta: false,
+    };
     let refused = check_as(owner + 1, &request, &place.backup, &place.layout);
     assert!(matches!(refused, Err(DestinationError::Owner { .. })));
 }
@@ -150,8 +157,14 @@ fn tablespaces_go_back_or_where_they_are_told() {
     let moved = place.path("new");
     let place = place.given(16386, &moved);
     let tablespaces = place.check().unwrap().tablespaces;
-    assert_eq!(tablespaces[0], PlacedTablespace { oid: 16385, location: Some(place.path("fast")), is_moved: false });
-    assert_eq!(tablespaces[1], PlacedTablespace { oid: 16386, location: Some(moved), is_moved: true });
+    assert_eq!(
+        tablespaces[0],
+        PlacedTablespace { oid: 16385, location: Some(place.path("fast")), is_moved: false, is_occupied: false }
+    );
+    assert_eq!(
+        tablespaces[1],
+        PlacedTablespace { oid: 16386, location: Some(moved), is_moved: true, is_occupied: false }
+    );
 }
 
 #[test]
@@ -165,9 +178,9 @@ fn all_tablespaces_go_below_one_directory_but_those_that_are_told_otherwise() {
     place.file("fast/PG_15_202209061/5/1", "x");
     let tablespaces = place.check().unwrap().tablespaces;
     let expected = [
-        PlacedTablespace { oid: 16385, location: Some(base.join("16385")), is_moved: true },
-        PlacedTablespace { oid: 16386, location: Some(moved), is_moved: true },
-        PlacedTablespace { oid: 16387, location: None, is_moved: false },
+        PlacedTablespace { oid: 16385, location: Some(base.join("16385")), is_moved: true, is_occupied: false },
+        PlacedTablespace { oid: 16386, location: Some(moved), is_moved: true, is_occupied: false },
+        PlacedTablespace { oid: 16387, location: None, is_moved: false, is_occupied: false },
     ];
     assert_eq!(tablespaces, expected);
 }
@@ -238,8 +251,13 @@ fn what_cannot_be_looked_at_is_not_taken_for_absent() {
         let place = Place::new();
         place.file("data", "x");
         let inside = place.path("data/inside");
-        let request =
-            DestinationRequest { directory: &inside, tablespaces: &[], tablespace_base: None, repositories: &[] };
+        let request = DestinationRequest {
+            directory: &inside,
+            tablespaces: &[],
+            tablespace_base: None,
+            repositories: &[],
+            delta: false,
+        };
         let refused = check_as(0, &request, &place.backup, &place.layout);
         assert!(matches!(refused, Err(DestinationError::Unreadable { .. })), "{refused:?}");
     } else {
@@ -247,8 +265,13 @@ fn what_cannot_be_looked_at_is_not_taken_for_absent() {
         let closed = place.directory("closed");
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
         let inside = closed.join("data");
-        let request =
-            DestinationRequest { directory: &inside, tablespaces: &[], tablespace_base: None, repositories: &[] };
+        let request = DestinationRequest {
+            directory: &inside,
+            tablespaces: &[],
+            tablespace_base: None,
+            repositories: &[],
+            delta: false,
+        };
         let user = rustix::process::geteuid().as_raw();
         let refused = check_as(user, &request, &place.backup, &place.layout);
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();

@@ -1,9 +1,10 @@
-//! The end of a restore: links, settings, the signal file and the manifest; then everything is made durable; and only
+//! Links before a restore's files, and its end: settings, the signal file and the manifest; then everything is made durable; and only
 //! then `pg_control` gets its name, with which the cluster can be started.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -17,7 +18,7 @@ use super::write_back::sync_file_systems;
 use super::{ExtractError, Extraction, io_failure};
 use crate::copies::{List, StoredCopy};
 use crate::damage::{damaged, reading_failed};
-use crate::destination::MARKER;
+use crate::destination::{MARKER, PlacedTablespace};
 use crate::survey::{AUTO_CONF, DigestReader, TABLESPACE_MAP};
 
 /// The name of `pg_control` until it is durable.
@@ -29,7 +30,7 @@ const LINE_LIMIT: u64 = 1 << 20;
 
 pub(super) fn finish(extraction: &Extraction, tree: &Tree, runtime: &Handle) -> Result<(), ExtractError> {
     let last = &mut LastParent::default();
-    let map = link_tablespaces(extraction, tree)?;
+    let map = moved_map(extraction, tree)?;
     if let Some(map) = &map {
         write_file(tree, last, TABLESPACE_MAP, map)?;
     }
@@ -44,24 +45,46 @@ pub(super) fn finish(extraction: &Extraction, tree: &Tree, runtime: &Handle) -> 
     publish_control_file(extraction, tree)
 }
 
-/// Makes the links of `pg_tblspc`. Returns the rewritten map where a tablespace has moved: the server makes the links
-/// of the map anew at its first start, and would lead them back to the original places.
-fn link_tablespaces(extraction: &Extraction, tree: &Tree) -> Result<Option<Vec<u8>>, ExtractError> {
-    let mut entries = Vec::new();
+/// Makes the directories and links of `pg_tblspc`. A tablespace's place is filled only when its link is there: the link
+/// tells a later restore with `--delta` that the place is this cluster's.
+pub(super) fn link_tablespaces(extraction: &Extraction, tree: &Tree) -> Result<(), ExtractError> {
     for tablespace in &extraction.destination.tablespaces {
-        let Some(location) = &tablespace.location else { continue };
+        let name = tablespace.oid.to_string();
+        let path = format!("pg_tblspc/{name}");
+        let Some(location) = &tablespace.location else {
+            tree.create_directory(path.as_bytes(), 0o700)?;
+            continue;
+        };
         tree.create_directory(b"pg_tblspc", 0o700)?;
         let links = tree.open_directory("pg_tblspc")?;
-        let name = tablespace.oid.to_string();
-        rustix::fs::symlinkat(location, &links, &name).map_err(|error| {
-            io_failure("create the link", tree.shown(format!("pg_tblspc/{name}").as_bytes()), error)
-        })?;
-        entries.push((tablespace.oid, location.as_os_str().as_bytes().to_vec()));
+        link(&links, &name, location)
+            .map_err(|error| io_failure("create the link", tree.shown(path.as_bytes()), error))?;
     }
-    if !extraction.destination.tablespaces.iter().any(|tablespace| tablespace.is_moved) {
+    Ok(())
+}
+
+fn link(links: &OwnedFd, name: &str, location: &Path) -> rustix::io::Result<()> {
+    let found = rustix::fs::readlinkat(links, name, Vec::new());
+    if found.is_ok_and(|found| found.as_bytes() == location.as_os_str().as_bytes()) {
+        return Ok(());
+    }
+    let temporary = format!("{name}.pgark");
+    rustix::fs::symlinkat(location, links, &temporary)?;
+    rustix::fs::renameat(links, &temporary, links, name)?;
+    rustix::fs::fsync(links)
+}
+
+/// The rewritten map where a tablespace has moved: the server makes the links of the map anew at its first start, and
+/// would lead them back to the original places.
+fn moved_map(extraction: &Extraction, tree: &Tree) -> Result<Option<Vec<u8>>, ExtractError> {
+    let tablespaces = &extraction.destination.tablespaces;
+    if !tablespaces.iter().any(|tablespace| tablespace.is_moved) {
         return Ok(None);
     }
-    let map = TablespaceMap::new(entries).map_err(|error| {
+    let entry = |tablespace: &PlacedTablespace| {
+        Some((tablespace.oid, tablespace.location.as_ref()?.as_os_str().as_bytes().to_vec()))
+    };
+    let map = TablespaceMap::new(tablespaces.iter().filter_map(entry).collect()).map_err(|error| {
         io_failure("write", tree.shown(TABLESPACE_MAP), io::Error::new(io::ErrorKind::InvalidInput, error))
     })?;
     Ok(Some(map.to_bytes(extraction.backup.server.major())))

@@ -1,8 +1,9 @@
 //! One part: its frames are decompressed one by one, and what the tar archive in them holds is compared with the index
-//! member by member while the files are written.
+//! member by member while the files are written. Of a part that is there in parts only, only the frames are read that
+//! hold what is missing.
 
 use std::fs::File;
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgark_repository::{
@@ -24,13 +25,17 @@ pub(super) fn read_part<S: Sink>(
     work: &Work,
     stop: &AtomicBool,
 ) -> Result<(), ExtractError> {
+    let missing = missing(parts, work, stop)?;
+    if missing.is_empty() && !work.members.is_empty() {
+        return Ok(());
+    }
     let mut first = None;
     let copies = parts.copies.in_order();
     for (number, copy) in copies.iter().enumerate() {
         let mut opened = 0;
         let is_last = number + 1 == copies.len();
         let repository = if is_last { copy.repository.clone() } else { copy.repository.impatient() };
-        let error = match read_copy(parts, &repository, &copy.backup, runtime, work, stop, &mut opened) {
+        let error = match read_copy(parts, &repository, &copy.backup, runtime, (work, &missing), stop, &mut opened) {
             Err(ExtractError::Repository(error)) => error,
             other => return other,
         };
@@ -40,7 +45,7 @@ pub(super) fn read_part<S: Sink>(
             break;
         }
         let last_parent = &mut LastParent::default();
-        for member in work.members.iter().filter(|member| member.file.is_some()).take(opened) {
+        for member in missing.iter().filter(|member| member.file.is_some()).take(opened) {
             parts.sink.discard(last_parent, member)?;
         }
     }
@@ -53,28 +58,62 @@ fn read_copy<S: Sink>(
     repository: &ClusterRepository,
     backup: &Backup,
     runtime: &Handle,
-    work: &Work,
+    (work, missing): (&Work, &[&IndexedMember]),
     stop: &AtomicBool,
     opened: &mut usize,
 ) -> Result<(), ExtractError> {
-    let key = repository.part_key(backup, work.part.part);
-    let object = runtime.block_on(repository.open_stored_part(backup, work.part.part))?;
+    let number = work.part.part;
+    let key = repository.part_key(backup, number);
+    let has_gaps = missing.len() < work.members.len();
+    let object = runtime.block_on(async {
+        match has_gaps {
+            true => repository.open_part_for_ranges(backup, number).await,
+            false => repository.open_stored_part(backup, number).await,
+        }
+    })?;
     let frames = FrameReader::new(object, &work.part).map_err(|error| reading_failed(repository, &key, error))?;
     let last_parent = LastParent::default();
     let mut part = Part { parts, repository, key, tar: TarReader::new(frames), last_parent, opened };
-    for member in &work.members {
+    for member in missing {
         if stop.load(Ordering::Relaxed) {
             return Ok(());
         }
+        if has_gaps {
+            part.skip_to(member)?;
+        }
         part.read_member(member)?;
     }
-    match part.next()? {
-        None => Ok(()),
-        Some(extra) => {
-            let name = String::from_utf8_lossy(&extra.path).into_owned();
-            Err(part.damaged(format!("it holds `{name}`, which the index does not list")))
+    if !has_gaps && let Some(extra) = part.next()? {
+        let name = String::from_utf8_lossy(&extra.path).into_owned();
+        return Err(part.damaged(format!("it holds `{name}`, which the index does not list")));
+    }
+    parts.sink.fetched(part.tar.input().fetched);
+    Ok(())
+}
+
+/// The members that have to be read: all of them, directories too, or only the files that are not there.
+fn missing<'w, S: Sink>(
+    parts: &Parts<'_, S>,
+    work: &'w Work,
+    stop: &AtomicBool,
+) -> Result<Vec<&'w IndexedMember>, ExtractError> {
+    let mut last_parent = LastParent::default();
+    let mut missing: Vec<&IndexedMember> = Vec::with_capacity(work.members.len());
+    for member in &work.members {
+        let is_there = match member.file {
+            Some(_) if !stop.load(Ordering::Relaxed) => parts.sink.has(&mut last_parent, member)?,
+            _ => false,
+        };
+        if !is_there {
+            missing.push(member);
+        } else if let Some(file) = member.file {
+            parts.progress.advance(file.size);
         }
     }
+    if missing.len() < work.members.len() {
+        missing.retain(|member| member.file.is_some());
+    }
+    Ok(missing)
 }
 
 struct Part<'p, S> {
@@ -93,6 +132,11 @@ impl<S: Sink> Part<'_, S> {
 
     fn next(&mut self) -> Result<Option<TarMember>, ExtractError> {
         self.tar.next_member().map_err(|error| reading_failed(self.repository, &self.key, error).into())
+    }
+
+    fn skip_to(&mut self, member: &IndexedMember) -> Result<(), ExtractError> {
+        let skipped = self.tar.skip_to(member.offset, FrameReader::skip_to);
+        skipped.map_err(|error| reading_failed(self.repository, &self.key, error).into())
     }
 
     fn read_member(&mut self, member: &IndexedMember) -> Result<(), ExtractError> {
@@ -157,34 +201,59 @@ fn is_in_the_way(error: &io::Error) -> bool {
 /// The raw bytes of a part, a frame at a time in one buffer.
 struct FrameReader {
     object: OpenedObject,
-    lengths: std::vec::IntoIter<u32>,
-    raw_left: u64,
+    lengths: Vec<u32>,
+    raw_size: u64,
+    /// The frame that is read next, and where the object stands.
+    next: usize,
     decompressor: zstd::bulk::Decompressor<'static>,
     stored: Vec<u8>,
     raw: Vec<u8>,
     consumed: usize,
+    /// Stored bytes that were read.
+    fetched: u64,
 }
 
 impl FrameReader {
     fn new(object: OpenedObject, part: &IndexedPart) -> io::Result<Self> {
         Ok(Self {
             object,
-            lengths: part.frames.clone().into_iter(),
-            raw_left: part.raw_size,
+            lengths: part.frames.clone(),
+            raw_size: part.raw_size,
+            next: 0,
             decompressor: zstd::bulk::Decompressor::new()?,
             stored: Vec::new(),
             raw: Vec::with_capacity(FRAME_BYTES),
             consumed: 0,
+            fetched: 0,
         })
     }
 
+    /// Goes to another place of the raw bytes; frames in between are not read.
+    fn skip_to(&mut self, position: u64) -> io::Result<()> {
+        let frame = usize::try_from(position / FRAME_BYTES as u64).map_err(io::Error::other)?;
+        if self.next != frame + 1 || self.raw.is_empty() {
+            let Some(before) = self.lengths.get(..frame) else {
+                return Err(invalid(format!("it has no byte {position}")));
+            };
+            if self.next != frame {
+                let offset = before.iter().map(|&length| u64::from(length)).sum();
+                self.object.seek(SeekFrom::Start(offset))?;
+                self.next = frame;
+            }
+            self.next_frame()?;
+        }
+        // Behind the end of the frame the next read fails.
+        self.consumed = usize::try_from(position % FRAME_BYTES as u64).map_err(io::Error::other)?.min(self.raw.len());
+        Ok(())
+    }
+
     fn next_frame(&mut self) -> io::Result<()> {
-        let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
         self.raw.clear();
         self.consumed = 0;
-        let Some(length) = self.lengths.next() else {
-            if self.raw_left > 0 {
-                return Err(invalid(format!("its frames end {} bytes early", self.raw_left)));
+        let raw_left = self.raw_size.saturating_sub(self.next as u64 * FRAME_BYTES as u64);
+        let Some(&length) = self.lengths.get(self.next) else {
+            if raw_left > 0 {
+                return Err(invalid(format!("its frames end {raw_left} bytes early")));
             }
             if self.object.read(&mut [0])? > 0 {
                 return Err(invalid("bytes follow its last frame".to_owned()));
@@ -197,7 +266,8 @@ impl FrameReader {
         }
         self.stored.resize(length as usize, 0);
         self.object.read_exact(&mut self.stored)?;
-        let expected = self.raw_left.min(FRAME_BYTES as u64);
+        self.fetched += u64::from(length);
+        let expected = raw_left.min(FRAME_BYTES as u64);
         let found = self
             .decompressor
             .decompress_to_buffer(&self.stored, &mut self.raw)
@@ -205,9 +275,13 @@ impl FrameReader {
         if found as u64 != expected {
             return Err(invalid(format!("a frame holds {found} bytes instead of {expected}")));
         }
-        self.raw_left -= expected;
+        self.next += 1;
         Ok(())
     }
+}
+
+fn invalid(reason: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
 impl BufRead for FrameReader {

@@ -23,11 +23,19 @@ pub(crate) trait Sink: Sync {
     /// A directory, before anything in it.
     fn directory(&self, member: &IndexedMember) -> Result<(), ExtractError>;
 
+    /// Whether the file is there already, as the backup has it; then it is not read.
+    fn has(&self, _: &mut LastParent, _: &IndexedMember) -> Result<bool, ExtractError> {
+        Ok(false)
+    }
+
     /// Opens a file; nothing for one that is only checked.
     fn file(&self, last: &mut LastParent, member: &IndexedMember) -> Result<Option<File>, ExtractError>;
 
     /// Takes a file back whose part failed and is read once more from another copy.
     fn discard(&self, last: &mut LastParent, member: &IndexedMember) -> Result<(), ExtractError>;
+
+    /// So many stored bytes were read.
+    fn fetched(&self, _: u64) {}
 
     /// The path for messages.
     fn shown(&self, path: &[u8]) -> PathBuf;

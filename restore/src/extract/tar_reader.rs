@@ -28,6 +28,21 @@ impl<R: BufRead> TarReader<R> {
         self.position
     }
 
+    pub(super) fn input(&self) -> &R {
+        &self.input
+    }
+
+    /// Goes on at another place, to which `skip` brings the input.
+    pub(super) fn skip_to(
+        &mut self,
+        position: u64,
+        skip: impl FnOnce(&mut R, u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        skip(&mut self.input, position)?;
+        self.position = position;
+        Ok(())
+    }
+
     /// The next member, or nothing at the proper end of the archive. The content of the member before must have been
     /// read.
     pub fn next_member(&mut self) -> io::Result<Option<TarMember>> {
