@@ -32,6 +32,7 @@ use self::receive::{Received, Writing, receive};
 pub use self::tar_stream::{TarPiece, TarStream, TarStreamError};
 use self::wal_delivery::WalHold;
 use crate::catch_up::{Stock, fill};
+use crate::expire;
 use crate::replication::{
     BackupEnd, BackupStart, BaseBackupOptions, BaseBackupStream, ConnectionOptions, DamagedFiles,
     ReplicationConnection, ReplicationError, SystemIdentification,
@@ -155,7 +156,25 @@ pub async fn backup(
         _ = fill(&behind) => {}
         name = &mut stopped => tracing::warn!(signal = name, "other repositories are not filled up; the backup is stored"),
     }
-    summary::print(&backup, &targets, elapsed, arguments.json)?;
+    if !arguments.json {
+        summary::print(&backup, &targets, elapsed)?;
+    }
+    // The backup is stored: whatever happens now, the exit code is about it.
+    let stored_in = targets.repositories();
+    let expired = match configuration.retention.after_backup {
+        false => Vec::new(),
+        true => tokio::select! {
+            expired = expire::after_backup(&stored_in, &configuration.retention.policy) => expired,
+            name = &mut stopped => {
+                tracing::warn!("the backup is stored; expiring others was stopped by {name}, and the next expiry goes on");
+                Vec::new()
+            }
+        },
+    };
+    if arguments.json {
+        summary::print_json(&backup, &targets, elapsed, &expired)?;
+    }
+    summary::tell_expired(&expired, arguments.json)?;
     match &backup.damaged_pages {
         None => Ok(ExitCode::Done),
         Some(reason) => Err(Failure::new(
@@ -424,7 +443,7 @@ fn check_tablespaces(map: &TablespaceMap, listed: &[Tablespace]) -> anyhow::Resu
     Ok(())
 }
 
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

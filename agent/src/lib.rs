@@ -3,6 +3,7 @@
 mod backup;
 mod catch_up;
 mod check;
+mod expire;
 mod run;
 mod server;
 mod wal_source;
@@ -16,6 +17,7 @@ use pgark_repository::RepositoryError;
 
 pub use backup::{BackupArguments, backup};
 pub use check::{CheckArguments, check};
+pub use expire::{ExpireArguments, HoldArguments, ReleaseArguments, expire, hold, release};
 pub use run::run;
 pub use server::ServerError;
 

@@ -1,13 +1,13 @@
-//! `pgark-agent`: everything that writes to the repository. `backup` takes a base backup, `run` receives WAL,
-//! `check` proves the set-up.
+//! `pgark-agent`: everything that writes to the repository. `backup` takes a base backup, `run` receives WAL, `expire`
+//! deletes what is not kept, `check` proves the set-up.
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use pgark_agent::{BackupArguments, CheckArguments};
+use pgark_agent::{BackupArguments, CheckArguments, ExpireArguments, HoldArguments, ReleaseArguments};
 use pgark_command::{Environment, ExitCode, ExitPolicy, GlobalOptions, Program, run, start_logging};
 use tracing::Level;
 
-/// Take base backups of a PostgreSQL cluster and receive its WAL
+/// Take base backups of a PostgreSQL cluster, receive its WAL, and expire both
 #[derive(Parser)]
 #[command(name = "pgark-agent", version)]
 struct Arguments {
@@ -28,6 +28,15 @@ enum Command {
     Check(CheckArguments),
     /// Stay up and store the server's WAL while it is written
     Run,
+    /// Delete backups and WAL that [retention] does not keep
+    ///
+    /// Prints what is kept and what is deleted, and why. Without `full` or `window` in [retention] only the rests of
+    /// interrupted backups are deleted.
+    Expire(ExpireArguments),
+    /// Keep a backup, whatever [retention] says, until it is released
+    Hold(HoldArguments),
+    /// Leave a backup to [retention] again
+    Release(ReleaseArguments),
 }
 
 fn main() -> std::process::ExitCode {
@@ -40,11 +49,17 @@ fn main() -> std::process::ExitCode {
         // threads of their own.
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-        let outcome: anyhow::Result<ExitCode> = match arguments.command {
-            Command::Backup(backup) => runtime.block_on(pgark_agent::backup(&arguments.global, &environment, &backup)),
-            Command::Check(check) => runtime.block_on(pgark_agent::check(&arguments.global, &environment, &check)),
-            Command::Run => runtime.block_on(pgark_agent::run(&arguments.global, &environment)),
-        };
+        let global = &arguments.global;
+        let outcome: anyhow::Result<ExitCode> = runtime.block_on(async {
+            match arguments.command {
+                Command::Backup(backup) => pgark_agent::backup(global, &environment, &backup).await,
+                Command::Check(check) => pgark_agent::check(global, &environment, &check).await,
+                Command::Run => pgark_agent::run(global, &environment).await,
+                Command::Expire(expire) => pgark_agent::expire(global, &environment, &expire).await,
+                Command::Hold(hold) => pgark_agent::hold(global, &environment, &hold).await,
+                Command::Release(release) => pgark_agent::release(global, &environment, &release).await,
+            }
+        });
         // Nothing that still hangs, such as a dead network file system, may hold the exit back.
         runtime.shutdown_background();
         outcome

@@ -17,6 +17,7 @@ mod notify;
 mod proving;
 mod quantity;
 mod repository;
+mod retention;
 mod secret;
 mod section;
 
@@ -31,6 +32,7 @@ pub use notify::{NotifyConfiguration, NotifyResult};
 pub use proving::{DrillConfiguration, DrillQuery, ProofsConfiguration, VerifyConfiguration};
 pub use quantity::{MaxRate, QuantityError, parse_duration, parse_size};
 pub use repository::{RepositoryConfiguration, Scheme};
+pub use retention::RetentionConfiguration;
 pub use secret::{Secret, SecretSource};
 use section::{Document, Section};
 
@@ -57,6 +59,7 @@ pub struct Configuration {
     pub drill: DrillConfiguration,
     pub proofs: ProofsConfiguration,
     pub notify: NotifyConfiguration,
+    pub retention: RetentionConfiguration,
 }
 
 /// `[cluster]`: the PostgreSQL cluster that this host protects.
@@ -181,6 +184,7 @@ impl Configuration {
         let drill_table = top.table("drill");
         let proofs_table = top.table("proofs");
         let notify_table = top.table("notify");
+        let retention_table = top.table("retention");
         top.finish(&mut known, &mut faults);
 
         let mut section = document.section("cluster", cluster_table);
@@ -228,6 +232,10 @@ impl Configuration {
         let notify = NotifyConfiguration::read(&mut section);
         section.finish(&mut known, &mut faults);
 
+        let mut section = document.section("retention", retention_table);
+        let retention = RetentionConfiguration::read(&mut section);
+        section.finish(&mut known, &mut faults);
+
         if faults.is_empty() {
             let configuration = Self {
                 state_dir,
@@ -242,6 +250,7 @@ impl Configuration {
                 drill,
                 proofs,
                 notify,
+                retention,
             };
             Ok((configuration, known))
         } else {

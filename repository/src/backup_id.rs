@@ -39,6 +39,14 @@ impl BackupId {
         Self(format!("{}-{}", start.strftime("%Y%m%dT%H%M%SZ"), kind.suffix()))
     }
 
+    /// The start time in it; nothing if the digits make no time.
+    #[must_use]
+    pub fn start(&self) -> Option<Timestamp> {
+        let (time, _) = self.0.split_once('-')?;
+        let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", time).ok()?;
+        TimeZone::UTC.to_timestamp(time).ok()
+    }
+
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -102,6 +110,8 @@ mod tests {
         assert_eq!(first.as_str().parse::<BackupId>().unwrap(), first);
         let second = BackupId::new("2026-11-20T02:00:04Z".parse().unwrap(), BackupKind::Incremental);
         assert!(first < second);
+        assert_eq!(first.start(), Some("2026-11-20T02:00:03Z".parse().unwrap()));
+        assert_eq!("20269920T020003Z-full".parse::<BackupId>().unwrap().start(), None);
     }
 
     #[test]

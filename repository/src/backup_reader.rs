@@ -12,7 +12,34 @@ use crate::keys::ObjectKey;
 /// The raw tar bytes of a part.
 pub type PartReader = zstd::Decoder<'static, BufReader<OpenedObject>>;
 
+/// An object of a backup and what `backup.json` says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupObject {
+    /// Its key.
+    pub key: ObjectKey,
+    /// Bytes as stored.
+    pub size: u64,
+    /// CRC-32 over the stored bytes, 8 hex digits.
+    pub crc32: String,
+}
+
 impl ClusterRepository {
+    /// Every object that a backup's commit mark lists.
+    #[must_use]
+    pub fn objects_of(&self, backup: &Backup) -> Vec<BackupObject> {
+        let parts = backup.parts.iter().map(|part| BackupObject {
+            key: self.part_key(backup, part.number),
+            size: part.stored_size,
+            crc32: part.crc32.clone(),
+        });
+        let included = (1..).zip(&backup.included);
+        let included = included.map(|(number, included)| (self.included_key(backup, number), &included.object));
+        let lists = [(self.manifest_key(backup), &backup.manifest), (self.index_key(backup), &backup.index)];
+        let files = lists.into_iter().chain(included);
+        let files = files.map(|(key, file)| BackupObject { key, size: file.stored_size, crc32: file.crc32.clone() });
+        parts.chain(files).collect()
+    }
+
     /// Opens a backup's index, decrypted and decompressed. For blocking threads.
     ///
     /// # Errors

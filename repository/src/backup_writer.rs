@@ -313,7 +313,7 @@ impl CheckedBackup {
                     Creation::Different => {
                         Err(RepositoryError::Conflict { repository: repository.name().to_owned(), key: key.clone() })
                     }
-                    Creation::Created | Creation::Identical => Ok(()),
+                    Creation::Created | Creation::Identical => check_claim(repository, &stored.id).await,
                 }
             };
             if target.attempt(create).await?.is_some() {
@@ -330,6 +330,20 @@ impl FinishedPart {
         let crc32 = format!("{:08x}", object.crc32);
         Some(Part { number: self.number, raw_size: self.raw_size, stored_size: object.size, crc32 })
     }
+}
+
+/// Expiry deletes the claim before anything else of a backup that it takes for an interrupted one: a writer that stood
+/// still for so long must not commit what may be gone.
+async fn check_claim(repository: &ClusterRepository, id: &BackupId) -> Result<()> {
+    if repository.store().size(&repository.keys().started(id)).await?.is_some() {
+        return Ok(());
+    }
+    repository.store().delete(&repository.keys().backup(id)).await?;
+    Err(RepositoryError::Input(format!(
+        "backup {id} had not been written to for so long that it was deleted from the repository `{}` as an interrupted \
+         one",
+        repository.name()
+    )))
 }
 
 /// Claims an id that is free in every repository. Two writers in one second get different ids,

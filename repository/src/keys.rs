@@ -8,6 +8,7 @@
 //!                                                  /backup_manifest.zst[.age]
 //!                                                  /index.jsonl.zst[.age]
 //!                                                  /backup.json
+//!                                                  /hold.json
 //!                              /wal/<timeline>/<log>/<segment>.zst[.age]
 //!                              /wal/<timeline>/<log>/<segment>.partial.zst[.age]
 //!                              /wal/<timeline>/<log>/<segment>.partial/<start>-<end>.zst[.age]
@@ -142,6 +143,12 @@ impl ClusterKeys {
         self.in_backup(id, "backup.json")
     }
 
+    /// The object that holds a backup.
+    #[must_use]
+    pub fn hold(&self, id: &BackupId) -> ObjectKey {
+        self.in_backup(id, "hold.json")
+    }
+
     /// A part of a backup; numbers begin at 1.
     #[must_use]
     pub fn part(&self, id: &BackupId, number: u32, sealing: Sealing) -> ObjectKey {
@@ -233,6 +240,15 @@ pub struct WalPiece {
     pub start: u32,
     /// The offset behind the last byte.
     pub end: u32,
+}
+
+/// Reads back the id of the backup that an object belongs to, and its name in the backup's folder; `None` for anything
+/// else.
+#[must_use]
+pub fn backup_file_of(key: &ObjectKey) -> Option<(BackupId, &str)> {
+    let (_, rest) = key.as_str().split_once("/backups/")?;
+    let (id, name) = rest.split_once('/')?;
+    Some((id.parse().ok()?, name))
 }
 
 /// Reads a piece and its segment back from an object's key; `None` for anything else.

@@ -16,10 +16,12 @@ mod copy;
 mod digest;
 mod encryption;
 mod error;
+mod hold;
 mod index;
 mod keys;
 mod probe;
 mod proof;
+mod retention;
 mod store;
 mod tar_header;
 mod wal_archive;
@@ -29,7 +31,7 @@ pub use backup::{
     UnfinishedBackup, WalRange,
 };
 pub use backup_id::{BackupId, BackupIdError, BackupKind};
-pub use backup_reader::PartReader;
+pub use backup_reader::{BackupObject, PartReader};
 pub use backup_writer::{
     BackupFacts, BackupTargets, BackupWriter, BackupWriterOptions, CheckedBackup, IncludedDirectory, ManifestWriter,
 };
@@ -38,12 +40,17 @@ pub use compression::{FRAME_BYTES, WalCompressor};
 pub use digest::RawDigest;
 pub use encryption::{Identities, Recipients, generate_key_pair};
 pub use error::{ErrorKind, RepositoryError, Result};
+pub use hold::Hold;
 pub use index::{IndexLine, IndexReader, IndexedFile, IndexedMember, IndexedPart};
-pub use keys::{ClusterKeys, ObjectKey, Sealing, WalPiece, is_cluster_name, wal_file_of, wal_piece_of};
+pub use keys::{ClusterKeys, ObjectKey, Sealing, WalPiece, backup_file_of, is_cluster_name, wal_file_of, wal_piece_of};
 pub use probe::{Probe, probe};
 pub use proof::{PROOF_FORMAT, Proof, ProofKind, ProvenBackup, ReadSegments};
+pub use retention::{
+    Contents, KeepReason, Leftover, LeftoverFate, PlannedBackup, PlannedLeftover, PlannedSegment, Refusal,
+    RetentionPlan, RetentionPolicy, StoredBackup, StoredSegment, WalReason, WalStretch, plan_retention,
+};
 pub use store::{
-    Creation, Credentials, ListedObject, ObjectReader, ObjectWriter, RepositoryOptions, Store, StoredObject,
+    Creation, Credentials, Deletion, ListedObject, ObjectReader, ObjectWriter, RepositoryOptions, Store, StoredObject,
 };
 pub use tar_header::{TAR_BLOCK, TarHeaderError, TarMember, tar_padding};
 pub use wal_archive::{OpenSegment, PreparedPiece, PreparedWalFile, WalInventory, WalStored};

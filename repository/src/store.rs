@@ -8,6 +8,7 @@
 
 mod durable_file;
 mod location;
+mod object_lock;
 mod object_reader;
 mod object_writer;
 mod request;
@@ -15,18 +16,23 @@ mod request;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
+use jiff::Timestamp;
 use object_store::path::Path;
-use object_store::{Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{
+    Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+};
 
 pub use location::{Credentials, RepositoryOptions};
+pub use object_lock::Deletion;
 pub use object_reader::ObjectReader;
 pub use object_writer::{ObjectWriter, StoredObject};
 
 use self::durable_file::DurableFile;
+use self::object_lock::{Lock, refused_by_a_lock};
 use self::request::{CREATE_LIMIT, is_about_range};
 use crate::error::{RepositoryError, Result};
 use crate::keys::ObjectKey;
@@ -52,6 +58,8 @@ pub struct ListedObject {
     pub key: ObjectKey,
     /// Its size in bytes, as stored.
     pub size: u64,
+    /// When it was stored, by the clock of the store.
+    pub stored: Timestamp,
 }
 
 /// A repository's storage. Cheap to clone.
@@ -65,6 +73,8 @@ pub struct Store {
     prefix: Path,
     /// Whether a read that fails is not worth waiting for, because the object is elsewhere, too.
     is_impatient: bool,
+    /// Whether an answer to a read says that an object is locked.
+    tells_locks: bool,
     /// The local directory, where there is one: what is created there goes through `DurableFile`.
     directory: Option<Arc<PathBuf>>,
 }
@@ -332,7 +342,7 @@ impl Store {
         let mut listed = Vec::new();
         // A limit for each entry: what takes long is the page behind it.
         while let Some(meta) = self.once("list", folder, 0, entries.try_next()).await? {
-            listed.extend(self.listed(&meta.location, meta.size));
+            listed.extend(self.listed(&meta));
         }
         if listed.is_empty() {
             self.prove_empty(folder).await?;
@@ -347,9 +357,8 @@ impl Store {
     pub async fn list_folder(&self, folder: &ObjectKey) -> Result<(Vec<ListedObject>, Vec<ObjectKey>)> {
         let path = self.path(folder);
         let result = self.repeated("list", folder, 0, || self.objects.list_with_delimiter(Some(&path))).await?;
-        let objects: Vec<_> = result.objects.iter().filter_map(|meta| self.listed(&meta.location, meta.size)).collect();
-        let folders: Vec<_> =
-            result.common_prefixes.iter().filter_map(|path| self.listed(path, 0)).map(|listed| listed.key).collect();
+        let objects: Vec<_> = result.objects.iter().filter_map(|meta| self.listed(meta)).collect();
+        let folders: Vec<_> = result.common_prefixes.iter().filter_map(|path| self.key_of(path)).collect();
         if objects.is_empty() && folders.is_empty() {
             self.prove_empty(folder).await?;
         }
@@ -374,10 +383,14 @@ impl Store {
         self.size(&ObjectKey::new(format!("{folder}/-"))).await.map(drop)
     }
 
-    fn listed(&self, location: &Path, size: u64) -> Option<ListedObject> {
+    fn listed(&self, meta: &ObjectMeta) -> Option<ListedObject> {
+        let stored = Timestamp::from_second(meta.last_modified.timestamp()).unwrap_or(Timestamp::MAX);
+        Some(ListedObject { key: self.key_of(&meta.location)?, size: meta.size, stored })
+    }
+
+    fn key_of(&self, location: &Path) -> Option<ObjectKey> {
         let parts: Vec<_> = location.prefix_match(&self.prefix)?.collect();
-        let key = parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/");
-        Some(ListedObject { key: ObjectKey::new(key), size })
+        Some(ObjectKey::new(parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/")))
     }
 
     /// Deletes an object; one that is not there is fine.
@@ -390,6 +403,76 @@ impl Store {
             Err(RepositoryError::NotFound { .. }) => Ok(()),
             other => other,
         }
+    }
+
+    /// What does not let an object be deleted yet, as `until …`. Only S3 tells before it is tried.
+    ///
+    /// # Errors
+    /// When the store refuses or cannot be reached.
+    pub async fn lock_of(&self, key: &ObjectKey) -> Result<Option<String>> {
+        if !self.tells_locks {
+            return Ok(None);
+        }
+        let path = self.path(key);
+        let look = || async {
+            let options = GetOptions { range: Some(GetRange::Bounded(0..1)), ..GetOptions::default() };
+            let got = self.objects.get_opts(&path, options).await?;
+            let lock = got.extensions.get::<Lock>().cloned();
+            // Read to its end, so that the connection can be used again.
+            got.bytes().await.map(|_| lock)
+        };
+        match self.repeated("look at", key, 0, look).await {
+            Ok(lock) => Ok(lock.and_then(|lock| lock.words(Timestamp::now()))),
+            Err(RepositoryError::NotFound { .. }) => Ok(None),
+            // An empty object has no first byte. There is none among ours, and nothing in it to lose.
+            Err(error) if is_about_range(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes an object unless the store protects it; one that is not there is fine. In a directory it is durable only
+    /// after [`Store::settle_deletion`].
+    ///
+    /// # Errors
+    /// When the store refuses for another reason or cannot be reached.
+    pub async fn delete_unless_locked(&self, key: &ObjectKey) -> Result<Deletion> {
+        if let Some(words) = self.lock_of(key).await? {
+            return Ok(Deletion::Locked(words));
+        }
+        match self.delete(key).await {
+            Ok(()) => Ok(Deletion::Done),
+            Err(error) if self.directory.is_none() => refused_by_a_lock(&error).map(Deletion::Locked).ok_or(error),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the deletion of an object durable: nothing that is deleted later is gone before it. Object storage needs
+    /// nothing.
+    ///
+    /// # Errors
+    /// When the directory cannot be synced.
+    pub async fn settle_deletion(&self, key: &ObjectKey) -> Result<()> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let path = self.local_path(directory, key);
+        let parent = path.parent().unwrap_or(&path).to_owned();
+        match blocking(move || durable_file::sync_directory(&parent)).await {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(io_failure("sync", &path, source)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the folders in and below this one that have been empty for some time; only a directory has any.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or written.
+    pub async fn remove_empty_folders(&self, folder: &ObjectKey, empty_for: Duration) -> Result<()> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let path = self.local_path(directory, folder);
+        let target = path.clone();
+        let before = SystemTime::now().checked_sub(empty_for).unwrap_or(SystemTime::UNIX_EPOCH);
+        blocking(move || durable_file::remove_empty_directories(&target, before).map(drop))
+            .await
+            .map_err(|source| io_failure("tidy up", &path, source))
     }
 
     pub(crate) fn damaged(&self, key: &ObjectKey, reason: impl Into<String>) -> RepositoryError {

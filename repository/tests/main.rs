@@ -7,6 +7,7 @@
 
 mod backups;
 mod contract;
+mod deletion;
 mod durability;
 mod format;
 mod local_directory;

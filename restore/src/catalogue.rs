@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use pgark_postgres::{SystemIdentifier, TimelineHistory, TimelineId};
-use pgark_repository::{Backup, BackupId, BackupList, ClusterRepository, Repository, RepositoryError, WalInventory};
+use pgark_repository::{
+    Backup, BackupId, BackupList, ClusterRepository, Hold, Repository, RepositoryError, WalInventory,
+};
 use thiserror::Error;
 
 use crate::archive::Archive;
@@ -164,6 +166,21 @@ impl Merged {
         }
         let others: BTreeSet<_> = all.others.iter().copied().chain(other.others).collect();
         all.others = others.into_iter().filter(|other| *other != all.system_identifier).collect();
+    }
+
+    /// The holds of all backups, each from the first repository in which it is held. What cannot be read is left out.
+    pub async fn holds(&self) -> Vec<Hold> {
+        let mut holds: Vec<Hold> = Vec::new();
+        for (place, single) in self.places.iter().zip(&self.single) {
+            let ids = single.backups.finished.iter().map(|backup| backup.id.clone());
+            match place.holds(ids).await {
+                Ok(found) => holds.extend(found),
+                Err(error) => tracing::warn!(repository = place.name(), "cannot read which backups are held: {error}"),
+            }
+        }
+        holds.sort_by(|one, other| one.id.cmp(&other.id));
+        holds.dedup_by(|one, other| one.id == other.id);
+        holds
     }
 
     /// Where all of it can be read.

@@ -11,7 +11,7 @@ use pgark_command::{
     open_repository, printable,
 };
 use pgark_postgres::SystemIdentifier;
-use pgark_repository::{Backup, BackupId, Proof};
+use pgark_repository::{Backup, BackupId, Hold, Proof};
 use serde::Serialize;
 
 use crate::catalogue::Catalogue;
@@ -61,6 +61,8 @@ struct ListJson {
 struct ListedJson {
     #[serde(flatten)]
     backup: BackupJson,
+    /// Why it is kept whatever retention says.
+    hold: Option<Hold>,
     /// When it was last proven, and by what.
     proof: Option<LastProof>,
 }
@@ -86,6 +88,7 @@ pub async fn list(
         Catalogue::load_all(&repositories, &configuration.cluster.name, arguments.system_identifier, true).await;
     let merged = loaded.context("read the repository")?;
     let (catalogue, archive) = (&merged.catalogue, merged.archive());
+    let holds = merged.holds().await;
     let shares = shares(&merged);
     let reachable = reachable(catalogue, &archive).await;
     let restore_points = match arguments.restore_points {
@@ -96,9 +99,9 @@ pub async fn list(
     let windows = reachable.into_iter().map(|way| way.window).collect();
     let mut report = Report::to_stdout();
     if arguments.json {
-        report.json("list", &json(catalogue, &proofs, shares, windows, restore_points))?;
+        report.json("list", &json(catalogue, &proofs, &holds, shares, windows, restore_points))?;
     } else {
-        write_text(&mut report, catalogue, &proofs)?;
+        write_text(&mut report, catalogue, &proofs, &holds)?;
         write_shares(&mut report, &shares, &catalogue.unread)?;
         write_windows(&mut report, &windows)?;
         if let Some(points) = &restore_points {
@@ -114,12 +117,16 @@ pub async fn list(
 fn json(
     catalogue: &Catalogue,
     proofs: &[Proof],
+    holds: &[Hold],
     repositories: Vec<Share>,
     windows: Vec<Window>,
     restore_points: Option<Vec<RestorePoint>>,
 ) -> ListJson {
-    let listed =
-        |backup: &Backup| ListedJson { backup: BackupJson::from(backup), proof: LastProof::of(&backup.id, proofs) };
+    let listed = |backup: &Backup| ListedJson {
+        backup: BackupJson::from(backup),
+        hold: holds.iter().find(|hold| hold.id == backup.id).cloned(),
+        proof: LastProof::of(&backup.id, proofs),
+    };
     ListJson {
         repository: catalogue.repository.clone(),
         repositories,
@@ -144,7 +151,7 @@ fn json(
     }
 }
 
-fn write_text(report: &mut impl Write, catalogue: &Catalogue, proofs: &[Proof]) -> std::io::Result<()> {
+fn write_text(report: &mut impl Write, catalogue: &Catalogue, proofs: &[Proof], holds: &[Hold]) -> std::io::Result<()> {
     writeln!(report, "cluster {}, system {}", catalogue.cluster, catalogue.system_identifier)?;
     for other in &catalogue.others {
         writeln!(report, "also stored: system {other} (--system-identifier {other})")?;
@@ -153,7 +160,7 @@ fn write_text(report: &mut impl Write, catalogue: &Catalogue, proofs: &[Proof]) 
     if catalogue.backups.finished.is_empty() {
         writeln!(report, "no finished backup")?;
     } else {
-        write!(report, "{}", backup_table(catalogue, proofs))?;
+        write!(report, "{}", backup_table(catalogue, proofs, holds))?;
     }
     for unfinished in &catalogue.backups.unfinished {
         let by = match &unfinished.started {
@@ -215,7 +222,7 @@ fn write_restore_points(report: &mut impl Write, points: &[RestorePoint]) -> std
     write!(report, "\n{table}")
 }
 
-fn backup_table(catalogue: &Catalogue, proofs: &[Proof]) -> Table {
+fn backup_table(catalogue: &Catalogue, proofs: &[Proof], holds: &[Hold]) -> Table {
     let mut table = Table::new(&[
         ("backup", Align::Left),
         ("ended", Align::Left),
@@ -232,7 +239,8 @@ fn backup_table(catalogue: &Catalogue, proofs: &[Proof]) -> Table {
     for backup in &catalogue.backups.finished {
         let damaged = backup.damaged_pages.is_some().then(|| "damaged pages in the source".to_owned());
         let annotations = backup.annotations.iter().map(|(key, value)| format!("{key}={value}"));
-        let notes: Vec<String> = damaged.into_iter().chain(annotations).collect();
+        let held = holds.iter().find(|hold| hold.id == backup.id).map(|hold| format!("held: {}", hold.reason));
+        let notes: Vec<String> = held.into_iter().chain(damaged).chain(annotations).collect();
         table.row([
             backup.id.to_string(),
             format_time(backup.stop_time),

@@ -9,7 +9,7 @@ use pgark_command::{
     open_repository, printable,
 };
 use pgark_postgres::SystemIdentifier;
-use pgark_repository::{Backup, BackupId, BackupKind, Proof};
+use pgark_repository::{Backup, BackupId, BackupKind, Hold, Proof};
 use serde::Serialize;
 
 use crate::catalogue::Catalogue;
@@ -37,6 +37,8 @@ pub struct ShowArguments {
 #[derive(Serialize)]
 struct ShowJson<'s> {
     backup: &'s Backup,
+    /// Why it is kept whatever retention says.
+    hold: Option<&'s Hold>,
     /// What a restore to the end of the archive would do; nothing where it cannot be done.
     to_the_end: Option<PlanJson>,
     /// Why it cannot.
@@ -57,10 +59,11 @@ pub async fn show(
     let repositories = chosen.into_iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
     let loaded =
         Catalogue::load_all(&repositories, &configuration.cluster.name, arguments.system_identifier, false).await;
-    let catalogue = loaded.context("read the repository")?.catalogue;
+    let merged = loaded.context("read the repository")?;
+    let catalogue = &merged.catalogue;
     let planned = |stop, timeline| {
         let target = Target { stop, timeline, ..Target::end_of_archive() };
-        plan(&catalogue, &Request { target, backup: Some(arguments.id.clone()) })
+        plan(catalogue, &Request { target, backup: Some(arguments.id.clone()) })
     };
     let to_the_end = planned(RecoveryTarget::EndOfArchive, TargetTimeline::Latest);
     let Some(backup) = catalogue.backup(&arguments.id) else {
@@ -71,14 +74,20 @@ pub async fn show(
         });
     };
     let proofs = read_or_warn(configuration, catalogue.system_identifier).await;
+    let hold = merged.holds().await.into_iter().find(|hold| hold.id == backup.id);
     let mut report = Report::to_stdout();
     if arguments.json {
         let problem = to_the_end.as_ref().err().map(ToString::to_string);
         let to_the_end = to_the_end.as_ref().ok().map(PlanJson::from);
-        report.json("show", &ShowJson { backup, to_the_end, problem, proofs: of_backup(backup, &proofs) })?;
+        let (hold, proofs) = (hold.as_ref(), of_backup(backup, &proofs));
+        report.json("show", &ShowJson { backup, hold, to_the_end, problem, proofs })?;
         return Ok(ExitCode::Done);
     }
     write_text(&mut report, backup)?;
+    if let Some(hold) = &hold {
+        let Hold { reason, host, time, .. } = hold;
+        writeln!(report, "held         since {} from {}: {}", format_time(*time), printable(host), printable(reason))?;
+    }
     match &to_the_end {
         Ok(plan) => {
             writeln!(

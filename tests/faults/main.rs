@@ -16,6 +16,7 @@ mod hostile_server;
 mod interrupted;
 mod killed_archive_command;
 mod killed_backup;
+mod killed_expire;
 mod killed_restore;
 mod memory;
 mod object_store;

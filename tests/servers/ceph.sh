@@ -5,6 +5,7 @@
 # ceph.sh stop         stops it; what it stores stays
 # ceph.sh reset        stops it and forgets what it stores
 # ceph.sh bucket NAME [HEADER: VALUE]…   creates a bucket, as with "x-amz-bucket-object-lock-enabled: true"
+# ceph.sh lock NAME    locks what is stored in the bucket from now on, for a day; it was created with object lock
 #
 # Needs root: the programs run in a chroot with /proc and /dev bound into it.
 set -euo pipefail
@@ -156,6 +157,17 @@ bucket() {
     [ "$status" = 200 ] || fail "the bucket $name could not be created (HTTP $status): $(cat "$run/bucket.answer")"
 }
 
+lock() {
+    local body status
+    body='<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>'
+    body+='<Mode>GOVERNANCE</Mode><Days>1</Days></DefaultRetention></Rule></ObjectLockConfiguration>'
+    status=$(curl -s -o "$run/lock.answer" -w '%{http_code}' -X PUT --aws-sigv4 aws:amz:default:s3 --user "$ACCESS_KEY:$SECRET_KEY" \
+        -H "x-amz-content-sha256: $(printf '%s' "$body" | sha256sum | cut -d' ' -f1)" -H 'Content-Type: application/xml' \
+        -H "Content-MD5: $(printf '%s' "$body" | openssl md5 -binary | base64)" -d "$body" \
+        "http://127.0.0.1:$PORT/$1?object-lock=")
+    [ "$status" = 200 ] || fail "the bucket $1 could not be locked (HTTP $status): $(cat "$run/lock.answer")"
+}
+
 need_root
 one_at_a_time
 case ${1:-} in
@@ -169,5 +181,6 @@ reset)
     rm -f "$run/created"
     ;;
 bucket) shift && bucket "$@" ;;
-*) fail "knows start, stop, reset and bucket NAME." ;;
+lock) lock "$2" ;;
+*) fail "knows start, stop, reset, bucket NAME and lock NAME." ;;
 esac

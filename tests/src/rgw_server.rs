@@ -52,6 +52,11 @@ impl RgwServer {
         bucket
     }
 
+    /// Has the bucket lock every object that is stored from now on, for a day.
+    pub fn lock_for_a_day(&self, bucket: &str) {
+        control(&["lock", bucket]);
+    }
+
     /// A `[[repository]]` section for a bucket.
     pub fn repository(&self, dir: &TempDir, name: &str, bucket: &str) -> String {
         s3_repository(dir, name, &self.endpoint(), bucket, "pgark", &self.keys)

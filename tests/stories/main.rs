@@ -14,6 +14,7 @@ mod connections;
 mod drill;
 mod encryption;
 mod every_version;
+mod expire;
 mod included;
 mod look_ahead;
 mod moments;

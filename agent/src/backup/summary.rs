@@ -7,6 +7,8 @@ use pgark_command::{Report, format_duration, format_size, format_time};
 use pgark_repository::{Backup, BackupTargets};
 use serde::Serialize;
 
+use crate::expire::{Expired, sentence};
+
 #[derive(Serialize)]
 struct Summary<'a> {
     id: &'a str,
@@ -22,6 +24,8 @@ struct Summary<'a> {
     damaged_files: &'a [String],
     /// Repositories that are not required, and do not have it.
     left_out: Vec<LeftOut<'a>>,
+    /// What was expired afterwards, where `retention.after_backup` is set.
+    expired: Vec<ExpiredJson<'a>>,
 }
 
 #[derive(Serialize)]
@@ -30,27 +34,20 @@ struct LeftOut<'a> {
     reason: String,
 }
 
+#[derive(Serialize)]
+struct ExpiredJson<'a> {
+    repository: &'a str,
+    backups: usize,
+    wal_objects: u64,
+    freed_bytes: u64,
+    /// Why it failed; the backup is stored all the same.
+    failure: Option<&'a str>,
+}
+
 /// Prints the summary to standard output.
-pub(super) fn print(backup: &Backup, targets: &BackupTargets, elapsed: Duration, as_json: bool) -> std::io::Result<()> {
+pub(super) fn print(backup: &Backup, targets: &BackupTargets, elapsed: Duration) -> std::io::Result<()> {
     let mut report = Report::to_stdout();
     let totals = &backup.totals;
-    if as_json {
-        let summary = Summary {
-            id: backup.id.as_str(),
-            raw_bytes: totals.raw_size,
-            stored_bytes: totals.stored_size,
-            files: totals.files,
-            seconds: elapsed.as_secs_f64(),
-            start_lsn: backup.start_lsn,
-            stop_lsn: backup.stop_lsn,
-            timeline: backup.timeline,
-            stop_time: format_time(backup.stop_time),
-            damaged_pages: backup.damaged_pages.as_deref(),
-            damaged_files: &backup.damaged_files,
-            left_out: left_out(targets),
-        };
-        return report.json("backup", &summary);
-    }
     writeln!(
         report,
         "backup {}: {} in {} files, stored as {} ({:.1}:1), in {}\nWAL from {} to {} on timeline {}; any moment after {} can be restored",
@@ -68,7 +65,59 @@ pub(super) fn print(backup: &Backup, targets: &BackupTargets, elapsed: Duration,
     for LeftOut { repository, reason } in left_out(targets) {
         writeln!(report, "not in `{repository}` ({reason}); it is copied into it when it is back")?;
     }
-    Ok(())
+    report.flush()
+}
+
+/// Prints the summary to standard output, as JSON.
+pub(super) fn print_json(
+    backup: &Backup,
+    targets: &BackupTargets,
+    elapsed: Duration,
+    expired: &[Expired],
+) -> std::io::Result<()> {
+    let totals = &backup.totals;
+    let summary = Summary {
+        id: backup.id.as_str(),
+        raw_bytes: totals.raw_size,
+        stored_bytes: totals.stored_size,
+        files: totals.files,
+        seconds: elapsed.as_secs_f64(),
+        start_lsn: backup.start_lsn,
+        stop_lsn: backup.stop_lsn,
+        timeline: backup.timeline,
+        stop_time: format_time(backup.stop_time),
+        damaged_pages: backup.damaged_pages.as_deref(),
+        damaged_files: &backup.damaged_files,
+        left_out: left_out(targets),
+        expired: expired
+            .iter()
+            .map(|Expired { repository, outcome, failure }| ExpiredJson {
+                repository,
+                backups: outcome.as_ref().map_or(0, |outcome| outcome.backups.len()),
+                wal_objects: outcome.as_ref().map_or(0, |outcome| outcome.wal_objects),
+                freed_bytes: outcome.as_ref().map_or(0, |outcome| outcome.freed_bytes),
+                failure: failure.as_deref(),
+            })
+            .collect(),
+    };
+    Report::to_stdout().json("backup", &summary)
+}
+
+/// Says what was expired after the backup, and what failed.
+pub(super) fn tell_expired(expired: &[Expired], as_json: bool) -> std::io::Result<()> {
+    let mut report = Report::to_stdout();
+    for Expired { repository, outcome, failure } in expired {
+        if let Some(failure) = failure {
+            tracing::error!(
+                repository,
+                "the backup is stored, but expiring others failed: {failure}; `pgark-agent expire` tries again"
+            );
+        }
+        if let (false, Some(outcome)) = (as_json, outcome) {
+            writeln!(report, "repository {repository}: {}", sentence(outcome))?;
+        }
+    }
+    report.flush()
 }
 
 fn left_out(targets: &BackupTargets) -> Vec<LeftOut<'_>> {

@@ -56,6 +56,7 @@ fn known_keys() -> BTreeSet<String> {
         "drill.query",
         "proofs",
         "notify",
+        "retention",
     ];
     let is_key = |key: &&String| !sections.contains(&key.as_str());
     // [proofs] takes what a repository takes; the example and the reference show it there.
@@ -507,4 +508,16 @@ fn queries_of_a_drill_and_a_place_for_proofs_are_read() {
     assert!(with("[drill]\nsettings = [\"work_mem\"]\n").contains("expected \"name=value\""));
     assert!(with("[proofs]\nurl = \"file:///p\"\nrecipients = [\"age1x\"]\n").contains("unknown key `recipients`"));
     assert!(with("[proofs]\nurl = \"file:///p\"\nregion = \"x\"\n").contains("`region` is for s3://"));
+}
+
+#[test]
+fn retention_is_off_unless_a_rule_limits_it() {
+    assert!(!read(MINIMAL).unwrap().retention.policy.is_limited());
+    let retention = read(&format!("{MINIMAL}[retention]\nwindow = \"14d\"\nmonthly = 12\n")).unwrap().retention;
+    assert_eq!(retention.policy.window, Some(Duration::from_secs(14 * 86_400)));
+    assert_eq!((retention.policy.monthly, retention.after_backup), (12, false));
+    let calendar_alone = complaint(&format!("{MINIMAL}[retention]\ndaily = 7\n"));
+    assert!(calendar_alone.contains("set `window` or `full`, too"), "{calendar_alone}");
+    let short = complaint(&format!("{MINIMAL}[retention]\nwindow = \"5min\"\n"));
+    assert!(short.contains("expected 1h to 10000d"), "{short}");
 }

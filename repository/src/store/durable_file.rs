@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, CWD, OFlags};
 
@@ -114,6 +115,32 @@ fn create_directories(directory: &Path) -> io::Result<()> {
     sync_directory(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
 }
 
+/// Removes a directory and those in it that hold nothing and were last changed before this time. Says whether the
+/// directory is gone. One that is filled meanwhile stays, as the system itself sees to.
+pub(crate) fn remove_empty_directories(directory: &Path, before: SystemTime) -> io::Result<bool> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    let changed = std::fs::metadata(directory)?.modified()?;
+    let mut is_empty = true;
+    for entry in entries {
+        let entry = entry?;
+        is_empty &= entry.file_type()?.is_dir() && remove_empty_directories(&entry.path(), before)?;
+    }
+    // A directory that was made for an object a moment ago is empty, too.
+    if !is_empty || changed > before {
+        return Ok(false);
+    }
+    match std::fs::remove_dir(directory) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 fn unique_number() -> u32 {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -133,6 +160,25 @@ mod tests {
         file.write_all(b"half").unwrap();
         drop(file);
         assert_eq!(std::fs::read_dir(folder.path().join("a/b")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_directories_that_have_been_empty_for_long_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, young) = (folder.path().join("old/within"), folder.path().join("young"));
+        std::fs::create_dir_all(&old).unwrap();
+        let between = SystemTime::now();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::fs::create_dir(&young).unwrap();
+        std::fs::create_dir_all(folder.path().join("full/within")).unwrap();
+        std::fs::write(folder.path().join("full/within/file"), "x").unwrap();
+        assert!(!remove_empty_directories(folder.path(), between).unwrap());
+        assert!(!folder.path().join("old").exists());
+        assert!(young.exists());
+        assert!(!remove_empty_directories(folder.path(), SystemTime::now()).unwrap());
+        assert!(!young.exists());
+        assert!(folder.path().join("full/within/file").exists());
+        assert!(remove_empty_directories(&folder.path().join("missing"), between).unwrap());
     }
 
     #[test]

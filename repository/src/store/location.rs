@@ -13,6 +13,7 @@ use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, Retry
 use url::Url;
 
 use super::Store;
+use super::object_lock::LockReader;
 use crate::error::{RepositoryError, Result};
 
 /// Where a repository is and how to get in; every secret already looked up.
@@ -130,6 +131,7 @@ pub(super) fn open(options: &RepositoryOptions) -> Result<Store> {
         patient: connect(retries(Duration::from_secs(180)))?,
         prefix,
         is_impatient: false,
+        tells_locks: url.scheme() == "s3",
         directory: None,
     })
 }
@@ -152,6 +154,7 @@ fn local(options: &RepositoryOptions, url: &Url) -> Result<Store> {
         objects,
         prefix,
         is_impatient: false,
+        tells_locks: false,
         directory: Some(Arc::new(directory)),
     })
 }
@@ -164,6 +167,7 @@ fn s3(
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(bucket)
         .with_region(options.region.as_deref().unwrap_or("us-east-1"))
+        .with_http_connector(LockReader::default())
         .with_retry(retries)
         .with_client_options(client(options)?);
     if let Some(endpoint) = &options.endpoint {
