@@ -86,6 +86,12 @@ bench-wal: ## Compares archiving and replay of WAL with other tools on this mach
 	$(CARGO) build --release --bins $(PROGRAMS)
 	$(CARGO) bench --package pgark-tests --bench wal
 
+.PHONY: bench-verify
+bench-verify: ## Compares verify with cat and zstd -t of the same bytes; SCALE=… makes it smaller
+	tests/servers/install-postgres.sh 15
+	$(CARGO) build --release --bins $(PROGRAMS)
+	$(CARGO) bench --package pgark-tests --bench verify
+
 .PHONY: demo
 demo: ## Backs up a throw-away cluster, drops a table and brings it back
 	demo/run.sh

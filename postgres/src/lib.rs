@@ -14,6 +14,7 @@ mod little_endian;
 mod lsn;
 mod major_version;
 mod manifest;
+mod page;
 mod relative_path;
 mod segment;
 mod system_identifier;
@@ -33,6 +34,7 @@ pub use manifest::{
     ChecksumAlgorithm, ManifestChecksum, ManifestEnd, ManifestError, ManifestFile, ManifestReader, WalRange,
     crc32c_from_hex, crc32c_to_hex,
 };
+pub use page::{PAGE_SIZE, PageChecker, PageRules, WrongPages, page_checksum};
 pub use relative_path::{PathError, check_relative_path};
 pub use segment::{SegmentName, SegmentSize, SegmentSizeError, WalFileName, WalFileNameError};
 pub use system_identifier::{SystemIdentifier, SystemIdentifierParseError};

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -271,14 +272,36 @@ pub struct BackupList {
     pub finished: Vec<Backup>,
     /// Folders without a commit mark.
     pub unfinished: Vec<UnfinishedBackup>,
+    /// Those whose commit mark says nothing that could be relied on.
+    pub unreadable: Vec<UnreadableBackup>,
+}
+
+/// A backup whose commit mark is damaged, belongs to another one, or was written by a newer pgark.
+#[derive(Debug, Clone)]
+pub struct UnreadableBackup {
+    /// Its id.
+    pub id: BackupId,
+    /// Why: `Damaged` or `NewerFormat`.
+    pub error: Arc<RepositoryError>,
 }
 
 impl ClusterRepository {
-    /// Lists all backups. A commit mark that cannot be read is an error, never a missing backup.
+    /// Lists all backups. A commit mark that cannot be read is an error, never a missing backup: for those who delete.
     ///
     /// # Errors
     /// `Damaged`, `NewerFormat`, or when the store refuses or cannot be reached.
     pub async fn backups(&self) -> Result<BackupList> {
+        let mut list = self.backups_where_readable().await?;
+        let Some(UnreadableBackup { id, error }) = list.unreadable.pop() else { return Ok(list) };
+        let damaged = || self.store().damaged(&self.keys().backup(&id), "it cannot be read");
+        Err(Arc::into_inner(error).unwrap_or_else(damaged))
+    }
+
+    /// Lists all backups, also those with a commit mark that cannot be understood: for those who read.
+    ///
+    /// # Errors
+    /// When the store refuses or cannot be reached.
+    pub async fn backups_where_readable(&self) -> Result<BackupList> {
         let (_, folders) = self.store().list_folder(&self.keys().backups()).await?;
         let mut ids: Vec<BackupId> = folders.iter().filter_map(|key| key.file_name().parse().ok()).collect();
         ids.sort();
@@ -289,6 +312,9 @@ impl ClusterRepository {
                 Err(RepositoryError::NotFound { .. }) => {
                     let started = self.started(&id).await?;
                     list.unfinished.push(UnfinishedBackup { id, started });
+                }
+                Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::NewerFormat { .. })) => {
+                    list.unreadable.push(UnreadableBackup { id, error: Arc::new(error) });
                 }
                 Err(error) => return Err(error),
             }

@@ -28,7 +28,7 @@ mod wal_archive;
 
 pub use backup::{
     BACKUP_FORMAT, Backup, BackupList, Included, Part, ServerFacts, Started, StoredFile, Tablespace, Totals,
-    UnfinishedBackup, WalRange,
+    UnfinishedBackup, UnreadableBackup, WalRange,
 };
 pub use backup_id::{BackupId, BackupIdError, BackupKind};
 pub use backup_reader::{BackupObject, PartReader};

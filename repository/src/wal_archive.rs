@@ -275,6 +275,10 @@ impl ClusterRepository {
             superseded.extend((!is_open).then_some(*segment));
             is_open
         });
+        for (segment, open) in inventory.open.iter_mut().filter(|(_, open)| open.hole().is_some()) {
+            // A listing is not of one moment: it may have missed the piece that has replaced the one it lacks.
+            *open = self.open_segment(*segment).await?;
+        }
         Ok(inventory)
     }
 

@@ -1,6 +1,7 @@
 //! What the repository holds of one cluster, as far as plans and lists need it: read once, then only looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -23,6 +24,8 @@ pub struct Catalogue {
     pub wal: WalInventory,
     /// Every history that is archived, and that of timeline 1, which has no file.
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
+    /// Histories that are archived and cannot be read. Only those who report go on then.
+    pub unreadable_histories: Vec<(TimelineId, Arc<RepositoryError>)>,
     /// Other clusters that were stored under the same name, as before an upgrade.
     pub others: Vec<SystemIdentifier>,
     /// Why other repositories are not read: what only they hold is not known.
@@ -52,8 +55,8 @@ impl Catalogue {
         Self::read(repository, cluster, wanted, false).await
     }
 
-    /// Reads everything that can be read without a private key: encrypted histories are left out where there is none.
-    pub async fn load_without_key(
+    /// Reads what can be read: histories that are damaged, or encrypted to keys that are not here, are only noted.
+    pub async fn load_for_report(
         repository: &Repository,
         cluster: &str,
         wanted: Option<SystemIdentifier>,
@@ -65,11 +68,11 @@ impl Catalogue {
         repository: &Repository,
         cluster: &str,
         wanted: Option<SystemIdentifier>,
-        without_key: bool,
+        for_report: bool,
     ) -> Result<(Self, ClusterRepository), CatalogueError> {
         let known = Known::read(repository, cluster, wanted).await?;
         let system_identifier = known.newest().ok_or_else(|| empty(repository, cluster))?;
-        known.catalogue(system_identifier, without_key).await?.ok_or_else(|| empty(repository, cluster))
+        known.catalogue(system_identifier, for_report).await?.ok_or_else(|| empty(repository, cluster))
     }
 
     /// Reads all of several repositories. Those that cannot be read are left out and named, unless it is all of them.
@@ -77,7 +80,7 @@ impl Catalogue {
         repositories: &[Repository],
         cluster: &str,
         wanted: Option<SystemIdentifier>,
-        without_key: bool,
+        for_report: bool,
     ) -> Result<Merged, CatalogueError> {
         let known = join_all(repositories.iter().map(|repository| Known::read(repository, cluster, wanted))).await;
         let newest = known.iter().flatten().filter_map(|known| Some((known.newest_backup(), known.newest()?))).max();
@@ -87,7 +90,7 @@ impl Catalogue {
             let (name, cluster) = (known.repository.name().to_owned(), known.cluster.clone());
             let empty = CatalogueError::Empty { cluster, repository: name };
             match system_identifier {
-                Some(system_identifier) => known.catalogue(system_identifier, without_key).await?.ok_or(empty),
+                Some(system_identifier) => known.catalogue(system_identifier, for_report).await?.ok_or(empty),
                 None => Err(empty),
             }
         };
@@ -160,10 +163,17 @@ impl Merged {
         all.backups.unfinished.dedup_by(|one, other| one.id == other.id);
         let finished = &all.backups.finished;
         all.backups.unfinished.retain(|unfinished| finished.iter().all(|backup| backup.id != unfinished.id));
+        // What one repository can read is no loss.
+        let finished = &all.backups.finished;
+        all.backups.unreadable.extend(other.backups.unreadable);
+        all.backups.unreadable.retain(|unreadable| finished.iter().all(|backup| backup.id != unreadable.id));
         all.wal.merge(other.wal);
         for (timeline, history) in other.histories {
             all.histories.entry(timeline).or_insert(history);
         }
+        all.unreadable_histories.extend(other.unreadable_histories);
+        let histories = &all.histories;
+        all.unreadable_histories.retain(|(timeline, _)| !histories.contains_key(timeline));
         let others: BTreeSet<_> = all.others.iter().copied().chain(other.others).collect();
         all.others = others.into_iter().filter(|other| *other != all.system_identifier).collect();
     }
@@ -218,7 +228,7 @@ impl Known {
         let mut places = BTreeMap::new();
         for identifier in all.iter().filter(|identifier| wanted.is_none_or(|wanted| wanted == **identifier)) {
             let place = repository.cluster(cluster, *identifier)?;
-            let backups = place.backups().await?;
+            let backups = place.backups_where_readable().await?;
             places.insert(*identifier, (place, backups));
         }
         Ok(Self { repository: repository.clone(), cluster: cluster.to_owned(), all, places })
@@ -239,16 +249,19 @@ impl Known {
     async fn catalogue(
         mut self,
         system_identifier: SystemIdentifier,
-        without_key: bool,
+        for_report: bool,
     ) -> Result<Option<(Catalogue, ClusterRepository)>, CatalogueError> {
         let Some((place, backups)) = self.places.remove(&system_identifier) else { return Ok(None) };
         let wal = place.wal_inventory().await?;
+        let mut unreadable_histories = Vec::new();
         let mut histories = BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]);
         for timeline in &wal.histories {
             match place.timeline_history(*timeline).await {
                 Ok(None) => {}
                 Ok(Some(history)) => drop(histories.insert(*timeline, history)),
-                Err(RepositoryError::NoKey { .. }) if without_key => {}
+                Err(error @ (RepositoryError::NoKey { .. } | RepositoryError::Damaged { .. })) if for_report => {
+                    unreadable_histories.push((*timeline, Arc::new(error)));
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -259,6 +272,7 @@ impl Known {
             backups,
             wal,
             histories,
+            unreadable_histories,
             others: self.all.into_iter().filter(|other| *other != system_identifier).collect(),
             unread: Vec::new(),
         };

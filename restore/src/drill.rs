@@ -25,7 +25,7 @@ use pgark_command::{
     Scheme, Side, configuration_path, explain, open_repository,
 };
 use pgark_postgres::SystemIdentifier;
-use pgark_repository::{BackupId, ProofKind, ProvenBackup};
+use pgark_repository::{BackupId, ProofKind, ProvenBackup, ReadSegments};
 
 use self::programs::Programs;
 use self::report::{DrillReport, FailureReport, RecoveryReport, Seconds};
@@ -187,6 +187,7 @@ impl Drill<'_> {
             restored_files: 0,
             restored_bytes: 0,
             wal_segments: 0,
+            replayed: Vec::new(),
             recovery: None,
             checks: Vec::new(),
             notes: Vec::new(),
@@ -233,6 +234,7 @@ impl Drill<'_> {
         report.backup = Some(plan.backup.id.clone());
         report.timeline = Some(plan.timeline);
         report.wal_segments = plan.needed_segments().len() as u64;
+        report.replayed = whole_segments(&catalogue, &plan);
         let copies = Copies::of(place, plan.backup.clone());
         let survey = copies.survey().await.with_context(|| format!("read the backup {}", plan.backup.id))?;
         let given = self.arguments.bin_dir.as_deref().or(self.configuration.drill.bin_dir.as_deref());
@@ -354,7 +356,7 @@ impl Drill<'_> {
             passed: report.passed,
             summary: report.summary(),
             backups: report.backup.iter().map(told).collect(),
-            wal: Vec::new(),
+            wal: if report.passed { report.replayed.clone() } else { Vec::new() },
         };
         let key = proofs::record(self.configuration, system_identifier, finding).await;
         report.proof = key.map(|key| key.to_string());
@@ -370,6 +372,19 @@ fn prove_recovered(plan: &RestorePlan, recovered: &server::Recovered) -> anyhow:
         return Err(Failure::new(ExitCode::Unreachable, message).into());
     }
     Ok(())
+}
+
+/// The segments that the plan replays, by timeline; one that is there in pieces has not ended yet.
+fn whole_segments(catalogue: &Catalogue, plan: &RestorePlan) -> Vec<ReadSegments> {
+    let mut stretches: Vec<ReadSegments> = Vec::new();
+    let needed = plan.needed_segments().iter().map(|segment| segment.name);
+    for name in needed.filter(|name| catalogue.wal.segments.contains_key(name)) {
+        match stretches.last_mut() {
+            Some(stretch) if stretch.last.timeline == name.timeline => stretch.last = name,
+            _ => stretches.push(ReadSegments { first: name, last: name }),
+        }
+    }
+    stretches
 }
 
 fn shown_target(target: &Target) -> String {

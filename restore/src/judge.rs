@@ -18,7 +18,12 @@ use crate::target::TargetError;
 pub fn judge(error: &(dyn Error + 'static)) -> Option<Verdict> {
     let verdict = |code, hint: Option<String>| Some(Verdict { code, hint });
     if let Some(error) = error.downcast_ref::<PlanError>() {
-        return verdict(ExitCode::Unreachable, error.hint());
+        let code = match error {
+            PlanError::Unreadable { is_newer: true, .. } => ExitCode::Usage,
+            PlanError::Unreadable { .. } => ExitCode::Damaged,
+            _ => ExitCode::Unreachable,
+        };
+        return verdict(code, error.hint());
     }
     if let Some(error) = error.downcast_ref::<ReachError>() {
         return match error {

@@ -11,7 +11,7 @@ use pgark_command::{
     open_repository, printable,
 };
 use pgark_postgres::SystemIdentifier;
-use pgark_repository::{Backup, BackupId, Hold, Proof};
+use pgark_repository::{Backup, BackupId, Hold, Proof, RepositoryError};
 use serde::Serialize;
 
 use crate::catalogue::Catalogue;
@@ -49,6 +49,8 @@ struct ListJson {
     other_system_identifiers: Vec<SystemIdentifier>,
     backups: Vec<ListedJson>,
     unfinished: Vec<UnfinishedJson>,
+    /// Those whose backup.json cannot be read.
+    unreadable: Vec<UnreadableJson>,
     /// From which moment to which the cluster can be restored.
     windows: Vec<Window>,
     /// Only where they were asked for.
@@ -65,6 +67,12 @@ struct ListedJson {
     hold: Option<Hold>,
     /// When it was last proven, and by what.
     proof: Option<LastProof>,
+}
+
+#[derive(Serialize)]
+struct UnreadableJson {
+    id: BackupId,
+    reason: String,
 }
 
 #[derive(Serialize)]
@@ -145,6 +153,12 @@ fn json(
                 started: backup.started.as_ref().map(|started| started.time),
             })
             .collect(),
+        unreadable: catalogue
+            .backups
+            .unreadable
+            .iter()
+            .map(|backup| UnreadableJson { id: backup.id.clone(), reason: backup.error.to_string() })
+            .collect(),
         windows,
         restore_points,
         timelines: timelines(catalogue),
@@ -168,6 +182,14 @@ fn write_text(report: &mut impl Write, catalogue: &Catalogue, proofs: &[Proof], 
             None => "its claim cannot be read".to_owned(),
         };
         writeln!(report, "{}  not finished: it is running or was interrupted ({by})", unfinished.id)?;
+    }
+    for unreadable in &catalogue.backups.unreadable {
+        writeln!(report, "{}  CANNOT BE USED: {}", unreadable.id, printable(&unreadable.error.to_string()))?;
+    }
+    for (timeline, error) in &catalogue.unreadable_histories {
+        if matches!(**error, RepositoryError::Damaged { .. }) {
+            writeln!(report, "{}.history  CANNOT BE USED: {}", timeline.hex(), printable(&error.to_string()))?;
+        }
     }
     writeln!(report)
 }

@@ -14,7 +14,7 @@ mod report;
 pub(crate) mod tests;
 
 use pgark_postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
-use pgark_repository::{Backup, BackupId, BackupKind, WalInventory};
+use pgark_repository::{Backup, BackupId, BackupKind, RepositoryError, UnreadableBackup, WalInventory};
 
 pub use error::PlanError;
 pub(crate) use report::BackupJson;
@@ -121,6 +121,9 @@ fn candidates<'c>(catalogue: &'c Catalogue, request: &Request) -> Result<Vec<&'c
     let finished = &catalogue.backups.finished;
     if let Some(id) = &request.backup {
         let Some(backup) = catalogue.backup(id) else {
+            if let Some(unreadable) = catalogue.backups.unreadable.iter().find(|unreadable| unreadable.id == *id) {
+                return Err(cannot_be_read(unreadable));
+            }
             if catalogue.backups.unfinished.iter().any(|unfinished| unfinished.id == *id) {
                 return Err(PlanError::Unfinished { id: id.clone() });
             }
@@ -133,11 +136,19 @@ fn candidates<'c>(catalogue: &'c Catalogue, request: &Request) -> Result<Vec<&'c
         return Ok(vec![backup]);
     }
     let full: Vec<&Backup> = finished.iter().rev().filter(|backup| backup.kind == BackupKind::Full).collect();
+    if let (true, Some(unreadable)) = (full.is_empty(), catalogue.backups.unreadable.last()) {
+        return Err(cannot_be_read(unreadable));
+    }
     if full.is_empty() {
         let (cluster, repository) = (catalogue.cluster.clone(), catalogue.repository.clone());
         return Err(PlanError::NoBackup { cluster, repository, unfinished: catalogue.backups.unfinished.len() });
     }
     Ok(full)
+}
+
+fn cannot_be_read(backup: &UnreadableBackup) -> PlanError {
+    let is_newer = matches!(*backup.error, RepositoryError::NewerFormat { .. });
+    PlanError::Unreadable { id: backup.id.clone(), reason: backup.error.to_string(), is_newer }
 }
 
 /// A backup and the path on which it serves.
@@ -356,7 +367,10 @@ fn contiguous(wal: &WalInventory, steps: &[PathStep], start: Lsn, size: SegmentS
         let later = archived
             .keys()
             .filter(|later| later.number(size) > number && source_of(steps, later.number(size), size).0 == **later);
-        let after_gap = later.min_by_key(|later| later.number(size)).copied();
+        // A piece that is missing is a gap as well, with the rest of its own segment behind it.
+        let holed = segments.last().map(|last| last.name).into_iter().chain([name]);
+        let mut holed = holed.filter(|name| wal.open.get(name).is_some_and(|open| open.hole().is_some()));
+        let after_gap = later.min_by_key(|later| later.number(size)).copied().or(holed.next());
         return Contiguous { segments, missing: name, after_gap, reachable };
     }
 }
@@ -371,7 +385,9 @@ fn source_of(steps: &[PathStep], number: u64, size: SegmentSize) -> (SegmentName
 }
 
 fn notes(catalogue: &Catalogue, path: &TimelineHistory, backup: &Backup, size: SegmentSize) -> Vec<String> {
-    let mut notes = Vec::new();
+    let passed_over = catalogue.backups.unreadable.iter().filter(|unreadable| unreadable.id > backup.id);
+    let mut notes: Vec<String> =
+        passed_over.map(|other| format!("the backup {} was passed over: {}", other.id, other.error)).collect();
     let followed: Vec<TimelineId> = path.path().into_iter().map(|(timeline, _, _)| timeline).collect();
     for (timeline, _, end) in path.path() {
         let Some(end) = end else { continue };

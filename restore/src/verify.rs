@@ -1,11 +1,15 @@
 //! `pgark-restore verify`: reads what is stored and says what is wrong with it, all of it.
 //!
-//! Three proofs, from cheap to thorough. `stored`: every object of a backup has the size and the CRC-32 that `backup.json`
-//! says, which needs no key. `content`: every file of a backup has the size and the checksum of PostgreSQL's manifest.
-//! `wal`: the segments from each backup to the end of the archive are there, and their records follow each other.
-//! Nothing stops at the first fault.
+//! Four proofs, from cheap to thorough. `objects`: the store lists every object of a backup with its size. `stored`: its
+//! bytes have the CRC-32 that `backup.json` says, which needs no key. `content`: every file of a backup has the size and
+//! the checksum of PostgreSQL's manifest, and every page its own. `wal`: the segments from each backup to the end of the
+//! archive are there, and their records follow each other. `sample` chooses what is read when not all is. Nothing stops
+//! at the first fault.
 
 mod content;
+mod objects;
+mod run;
+mod sample;
 mod stored;
 mod wal;
 
@@ -15,15 +19,19 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
+use jiff::Timestamp;
 use pgark_command::{
     Configuration, Environment, ExitCode, Failure, GlobalOptions, ProgressDisplay, Report, Side, format_size,
-    open_repository,
+    format_time, open_repository,
 };
 use pgark_postgres::SystemIdentifier;
 use pgark_repository::{Backup, BackupId, ErrorKind, ObjectKey, RepositoryError};
 use serde::Serialize;
 
+use self::run::{Run, Selection};
+use self::sample::{LastReads, Sample};
 use crate::catalogue::Catalogue;
+use crate::proofs;
 
 /// Arguments of `verify`.
 #[derive(Args, Debug)]
@@ -36,6 +44,13 @@ pub struct VerifyArguments {
     #[arg(long)]
     quick: bool,
 
+    /// Read PERCENT of the stored bytes: what was read longest ago, and all that would be overdue by tomorrow
+    ///
+    /// verify.reread_within of the configuration says within which time everything is read again. What the store lists
+    /// is compared for all objects in any case.
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, conflicts_with = "backups")]
+    sample: Option<f64>,
+
     /// Verify the cluster with this system identifier [default: the one with the newest backup]
     #[arg(long, value_name = "NUMBER")]
     system_identifier: Option<SystemIdentifier>,
@@ -43,6 +58,13 @@ pub struct VerifyArguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let percent: Option<f64> = text.trim_end_matches('%').parse().ok();
+    percent
+        .filter(|percent| (0.0..=100.0).contains(percent))
+        .ok_or_else(|| "expected a number from 0 to 100".to_owned())
 }
 
 /// Something that is not as it should be.
@@ -71,12 +93,17 @@ impl Fault {
             | RepositoryError::NoKey { key, .. } => key,
             _ => key,
         };
+        Self { damaged: tells_of_damage(error), ..Self::damage(backup, named, reason(error)) }
+    }
+
+    /// An object without which the backup cannot be restored.
+    fn damage(backup: &Backup, key: &ObjectKey, reason: String) -> Self {
         Self {
             backup: Some(backup.id.clone()),
-            object: named.to_string(),
-            reason: reason(error),
+            object: key.to_string(),
+            reason,
             consequence: format!("backup {} cannot be restored", backup.id),
-            damaged: tells_of_damage(error),
+            damaged: true,
         }
     }
 }
@@ -111,16 +138,52 @@ struct Findings {
     faults: Vec<Fault>,
 }
 
+impl Findings {
+    /// Adds what is wrong with an object that nothing is known to be wrong with yet.
+    fn add(&mut self, fault: Fault) {
+        if !self.faults.iter().any(|known| known.backup == fault.backup && known.object == fault.object) {
+            self.faults.push(fault);
+        }
+    }
+
+    /// Adds one of several things that are wrong with an object.
+    fn add_another(&mut self, fault: Fault) {
+        self.faults.push(fault);
+    }
+
+    fn faults_of(&self, backup: &Backup) -> usize {
+        self.faults.iter().filter(|fault| fault.backup.as_ref() == Some(&backup.id)).count()
+    }
+
+    fn has_fault(&self, backup: Option<&BackupId>, object: &str) -> bool {
+        self.faults.iter().any(|fault| fault.backup.as_ref() == backup && fault.object == object)
+    }
+}
+
 #[derive(Serialize)]
 struct VerifyJson<'v> {
     repository: &'v str,
     cluster: &'v str,
     system_identifier: SystemIdentifier,
     quick: bool,
+    /// With `--sample`.
+    sample: Option<SampleJson>,
     backups: Vec<&'v BackupId>,
     seconds: f64,
     #[serde(flatten)]
     findings: &'v Findings,
+    /// The name of the recorded proof.
+    proof: Option<String>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct SampleJson {
+    percent: f64,
+    /// Objects and segments that there are.
+    of_objects: u64,
+    of_stored_bytes: u64,
+    /// All of it was read at this time or later, or stored then.
+    oldest_read: Option<Timestamp>,
 }
 
 /// Runs the command.
@@ -134,25 +197,32 @@ pub async fn verify(
     let chosen = options.repository(environment, configuration)?;
     let repository = open_repository(chosen, Side::Reading)?;
     let (cluster, system_identifier) = (&configuration.cluster.name, arguments.system_identifier);
-    let loaded = match arguments.quick {
-        true => Catalogue::load_without_key(&repository, cluster, system_identifier).await,
-        false => Catalogue::load(&repository, cluster, system_identifier).await,
-    };
+    let loaded = Catalogue::load_for_report(&repository, cluster, system_identifier).await;
     let (catalogue, repository) = loaded.context("read the repository")?;
-    let backups = choose(&catalogue, &arguments.backups)?;
-    let jobs = configuration.restore.workers().get();
-    let display = ProgressDisplay::detect(options);
+    refuse_without_key(&catalogue, arguments.quick)?;
+    let run = Run {
+        repository: &repository,
+        catalogue: &catalogue,
+        backups: choose(&catalogue, &arguments.backups)?,
+        quick: arguments.quick,
+        jobs: configuration.restore.workers().get(),
+        display: ProgressDisplay::detect(options),
+    };
     let mut findings = Findings::default();
-    for backup in &backups {
-        if arguments.quick {
-            stored::verify(&repository, backup, jobs, &mut findings).await;
-        } else {
-            content::verify(&repository, backup, jobs, display, &mut findings).await;
+    run.note_unreadable(&arguments.backups, &mut findings);
+    let stock = run.stock();
+    let sample = arguments.sample.map(|percent| Sample { percent, reread_within: configuration.verify.reread_within });
+    let selection = match &sample {
+        None => Selection::everything(&stock),
+        Some(sample) => {
+            let proofs = proofs::read_or_warn(configuration, catalogue.system_identifier).await;
+            Selection::sample(&stock, sample, &LastReads::new(&proofs, arguments.quick), Timestamp::now())
         }
-    }
-    if !arguments.quick {
-        wal::verify(&repository, &catalogue, &backups, &mut findings).await;
-    }
+    };
+    run.read(&stock, &selection, &mut findings).await;
+    let finding = run.proof(&stock, &selection, sample.is_some(), started.elapsed(), &findings);
+    let proof = proofs::record(configuration, catalogue.system_identifier, finding).await;
+    let sample = sample.map(|sample| selection.report(&stock, sample.percent));
     let mut report = Report::to_stdout();
     if arguments.json {
         let json = VerifyJson {
@@ -160,56 +230,84 @@ pub async fn verify(
             cluster: &catalogue.cluster,
             system_identifier: catalogue.system_identifier,
             quick: arguments.quick,
-            backups: backups.iter().map(|backup| &backup.id).collect(),
+            sample,
+            backups: run.backups.iter().map(|backup| &backup.id).collect(),
             seconds: started.elapsed().as_secs_f64(),
             findings: &findings,
+            proof: proof.map(|key| key.to_string()),
         };
         report.json("verify", &json)?;
     } else {
-        write_text(&mut report, &backups, &findings)?;
+        write_text(&mut report, &run.backups, &findings, sample)?;
         report.flush()?;
     }
     verdict(&findings)
+}
+
+/// A full verification needs the private key; the first history that is encrypted to another one tells.
+fn refuse_without_key(catalogue: &Catalogue, quick: bool) -> Result<(), Failure> {
+    let lacks_key = |error: &&RepositoryError| matches!(error, RepositoryError::NoKey { .. });
+    let errors = catalogue.unreadable_histories.iter().map(|(_, error)| error.as_ref());
+    match errors.into_iter().find(lacks_key) {
+        Some(error) if !quick => Err(Failure::new(ExitCode::Usage, format!("read the repository: {error}"))
+            .with_hint("with --quick sizes and checksums are verified without a key")),
+        _ => Ok(()),
+    }
 }
 
 fn choose<'c>(catalogue: &'c Catalogue, wanted: &[BackupId]) -> Result<Vec<&'c Backup>, Failure> {
     if wanted.is_empty() {
         return Ok(catalogue.backups.finished.iter().collect());
     }
+    let is_unreadable = |id: &BackupId| catalogue.backups.unreadable.iter().any(|unreadable| unreadable.id == *id);
     let known = |id: &BackupId| {
         catalogue
             .backup(id)
             .ok_or_else(|| Failure::new(ExitCode::Unreachable, format!("there is no finished backup {id}")))
     };
-    wanted.iter().map(known).collect()
+    wanted.iter().filter(|id| !is_unreadable(id)).map(known).collect()
 }
 
-fn write_text(report: &mut impl Write, backups: &[&Backup], findings: &Findings) -> std::io::Result<()> {
+fn write_text(
+    report: &mut impl Write,
+    backups: &[&Backup],
+    findings: &Findings,
+    sample: Option<SampleJson>,
+) -> std::io::Result<()> {
     let mut by_backup: BTreeMap<Option<&BackupId>, Vec<&Fault>> = BTreeMap::new();
     for fault in &findings.faults {
         by_backup.entry(fault.backup.as_ref()).or_default().push(fault);
     }
     for backup in backups {
-        match by_backup.get(&Some(&backup.id)) {
-            None => writeln!(report, "{}  ok", backup.id)?,
-            Some(faults) => {
-                writeln!(report, "{}  {} faults", backup.id, faults.len())?;
-                write_faults(report, faults)?;
-            }
+        by_backup.entry(Some(&backup.id)).or_default();
+    }
+    for (backup, faults) in by_backup.iter().filter_map(|(backup, faults)| Some(((*backup)?, faults))) {
+        match faults.len() {
+            0 => writeln!(report, "{backup}  ok")?,
+            count => writeln!(report, "{backup}  {count} faults")?,
         }
+        write_faults(report, faults)?;
     }
     if let Some(faults) = by_backup.get(&None) {
         writeln!(report, "WAL  {} faults", faults.len())?;
         write_faults(report, faults)?;
     }
     write!(report, "read {} objects", findings.objects)?;
-    if findings.files > 0 {
+    if findings.files > 0 && sample.is_none() {
         write!(report, " with {} files of {}", findings.files, format_size(findings.file_bytes))?;
     }
     if findings.segments > 0 {
         write!(report, " and {} WAL segments", findings.segments)?;
     }
-    writeln!(report, ", {} stored", format_size(findings.stored_bytes))
+    writeln!(report, ", {} stored", format_size(findings.stored_bytes))?;
+    if let Some(sample) = sample {
+        let oldest = sample.oldest_read.map_or(String::new(), |oldest| {
+            format!("; everything was read or stored at {} or later", format_time(oldest))
+        });
+        let size = format_size(sample.of_stored_bytes);
+        writeln!(report, "of {} objects and segments, {size} stored{oldest}", sample.of_objects)?;
+    }
+    Ok(())
 }
 
 fn write_faults(report: &mut impl Write, faults: &[&Fault]) -> std::io::Result<()> {

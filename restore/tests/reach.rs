@@ -94,10 +94,11 @@ fn world() -> World {
         }
     }
     let catalogue = Catalogue {
+        unreadable_histories: Vec::new(),
         repository: "local".to_owned(),
         cluster: "main".to_owned(),
         system_identifier: system,
-        backups: BackupList { finished: vec![backup(system, start, stop, &server)], unfinished: Vec::new() },
+        backups: BackupList { finished: vec![backup(system, start, stop, &server)], ..BackupList::default() },
         wal: runtime.block_on(place.wal_inventory()).unwrap(),
         histories: BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]),
         others: Vec::new(),

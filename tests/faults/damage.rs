@@ -66,7 +66,7 @@ fn backups(repository: &str, positions: usize, mark_positions: usize) {
     let mut faults = Vec::new();
     let (old, new) = (&cluster.old_backup, &cluster.new_backup);
     let mut objects = vec![("parts/000001.tar", "parts/000002.tar"), ("parts/000002.tar", "parts/000001.tar")];
-    objects.extend([("backup_manifest", ""), ("index.jsonl", ""), ("backup.json", "")]);
+    objects.extend([("backup_manifest", ""), ("index.jsonl", ""), ("included/000001.tar", ""), ("backup.json", "")]);
     for (object, sibling) in objects {
         let stored = cluster.object_of_backup(repository, old, object);
         let is_mark = object == "backup.json";
@@ -104,7 +104,8 @@ fn judge_base(
     let restored = cluster.restored();
     if outcome.code == Some(0) {
         // Not every bit counts: zstd's frames say how much memory they need, for one.
-        return match differences(reference, &restored).as_str() {
+        let included = configuration_differences(cluster);
+        return match format!("{}{included}", differences(reference, &restored)).as_str() {
             "" => Ok("right bytes"),
             differences => Err(format!("it was restored with exit 0, and differs: {differences}")),
         };
@@ -123,6 +124,16 @@ fn judge_base(
         // A digit of the format's number has grown.
         (Some(2), _) if is_mark && line.contains("newer pgark") => Ok("newer format (2)"),
         (code, _) => Err(format!("exit {code:?}: {line}")),
+    }
+}
+
+/// How the included directory differs from the original; the old backup was taken before it was changed.
+fn configuration_differences(cluster: &DamagedCluster) -> String {
+    let original = cluster.site.dir().join("configuration").join("postgresql.conf");
+    let restored = cluster.included().join(original.strip_prefix("/").unwrap());
+    match fs::read(restored) {
+        Ok(found) if found == b"port = 5432\n".repeat(100) => String::new(),
+        other => format!("{other:?}"),
     }
 }
 

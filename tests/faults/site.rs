@@ -12,7 +12,7 @@ use crate::repository_files::RepositoryFiles;
 const SETTINGS: &str = "[compression]\nlevel = 1\n[backup]\npart_size = \"16MiB\"\n";
 
 /// Made with age-keygen for these tests; it protects nothing.
-const PUBLIC_KEY: &str = "age10cmrqenth4cz2gezys9rw5fkarsj26x0swugwmnm0cas4mxp89hq3qmcwx";
+pub(crate) const PUBLIC_KEY: &str = "age10cmrqenth4cz2gezys9rw5fkarsj26x0swugwmnm0cas4mxp89hq3qmcwx";
 const PRIVATE_KEY: &str = "AGE-SECRET-KEY-1YNF2NGK6HWWCXGNRLPRZMVUPQ208KFXRXU8JRNW32CPXALFKJ8YSSA28H9";
 
 /// A protected cluster, with what faults need besides.

@@ -133,6 +133,28 @@ fn a_drill_proves_a_sound_backup_and_leaves_nothing() {
     assert!(kept.is_dir(), "the next drill removes only what a killed one left");
 }
 
+/// 3 GB: what the report says is what a stopwatch says, and it is where the time is spent.
+#[test]
+#[ignore = "long: make soak"]
+fn soak_a_drill_of_3_gb_agrees_with_a_stopwatch() {
+    let cluster = ProtectedCluster::builder().server(|server| server.setting("max_wal_size", "4GB")).start();
+    cluster.server().init_pgbench(200);
+    cluster.backup();
+    cluster.server().psql("INSERT INTO pgbench_history SELECT 1, 1, 1, 1, now(), 'x' FROM generate_series(1, 200000)");
+    cluster.archive_all();
+    let began = Instant::now();
+    let outcome = drill(&cluster, cluster.config()).arg("--json").limit(Duration::from_secs(1800)).succeed();
+    let stopwatch = began.elapsed().as_secs_f64();
+    let found = report(&outcome);
+    println!("stopwatch {stopwatch:.1} s, report {}", found["seconds"]);
+    assert!(found["restored_bytes"].as_u64().unwrap() > 3 << 30, "{found}");
+    let seconds = |name: &str| found["seconds"][name].as_f64().unwrap();
+    let stages = ["plan", "restore", "replay", "check", "clean_up"].map(seconds);
+    assert!((stopwatch - seconds("total")).abs() < 1.0 + stopwatch * 0.01, "{stopwatch} {found}");
+    assert!((stages.iter().sum::<f64>() - seconds("total")).abs() < 0.5, "{found}");
+    assert_nothing_left(&cluster);
+}
+
 #[test]
 fn a_drill_of_a_spoiled_backup_fails_with_the_right_reason() {
     let mut cluster = ProtectedCluster::builder().server(|server| server.data_checksums(false)).start();

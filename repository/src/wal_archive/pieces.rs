@@ -93,6 +93,13 @@ impl OpenSegment {
         self.pieces.iter().fold(0, extend)
     }
 
+    /// Where the bytes stop although there are later ones: a piece between them is missing.
+    #[must_use]
+    pub fn hole(&self) -> Option<(u32, u32)> {
+        let covered = self.covered();
+        self.pieces.iter().find(|piece| piece.start > covered).map(|piece| (covered, piece.start))
+    }
+
     /// Stored bytes of all pieces.
     #[must_use]
     pub fn stored_size(&self) -> u64 {
@@ -123,6 +130,18 @@ impl ClusterRepository {
             .collect();
         pieces.sort_by_key(|(piece, _)| *piece);
         Ok(pieces)
+    }
+
+    /// The pieces that are there of a segment, with their sizes.
+    pub(super) async fn open_segment(&self, segment: SegmentName) -> Result<OpenSegment> {
+        let (objects, _) = self.store().list_folder(&self.keys().wal_pieces(&segment)).await?;
+        let mut open = OpenSegment::default();
+        for object in objects {
+            if let Some((_, piece, _)) = wal_piece_of(&object.key) {
+                open.add(piece, object.size);
+            }
+        }
+        Ok(open)
     }
 
     /// Deletes a piece whose bytes are also in another object, or are not the server's any more.

@@ -60,7 +60,7 @@ fn write_facts(page: &mut String, report: &DrillReport) -> std::fmt::Result {
                 .then(|| format!("{} files, {}", report.restored_files, format_size(report.restored_bytes))),
         ),
         ("Kept", report.kept.as_ref().map(|path| path.display().to_string())),
-        ("Proof", report.proof.clone()),
+        ("Proof", report.proof.as_ref().and_then(|key| key.rsplit('/').next()).map(str::to_owned)),
     ];
     page.push_str("<section>\n<dl>\n");
     for (name, value) in facts {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pgark_command::{format_duration, format_size, format_time, printable};
 use pgark_postgres::{Lsn, SystemIdentifier, TimelineId};
-use pgark_repository::BackupId;
+use pgark_repository::{BackupId, ReadSegments};
 use serde::Serialize;
 
 use super::checks::{Check, CheckResult};
@@ -34,6 +34,8 @@ pub(crate) struct DrillReport {
     pub(crate) restored_bytes: u64,
     /// How many segments the plan replays.
     pub(crate) wal_segments: u64,
+    #[serde(skip)]
+    pub(crate) replayed: Vec<ReadSegments>,
     pub(crate) recovery: Option<RecoveryReport>,
     pub(crate) checks: Vec<Check>,
     pub(crate) notes: Vec<String>,
@@ -101,7 +103,8 @@ impl DrillReport {
             writeln!(report, "server      PostgreSQL {version}")?;
         }
         for (stage, seconds, detail) in self.stages() {
-            writeln!(report, "{stage:<11} {:>12}  {}", duration(seconds), printable(&detail))?;
+            let line = format!("{stage:<11} {:>12}  {}", duration(seconds), printable(&detail));
+            writeln!(report, "{}", line.trim_end())?;
         }
         for check in &self.checks {
             let took = if check.result == CheckResult::Skipped { "-".to_owned() } else { duration(check.seconds) };

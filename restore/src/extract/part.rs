@@ -175,8 +175,12 @@ impl<S: Sink> Part<'_, S> {
     fn copy(&mut self, member: &IndexedMember, size: u64, mut file: Option<File>) -> Result<u32, ExtractError> {
         let mut crc32c = 0;
         let mut write_error = None;
+        let mut pages = self.parts.sink.pages(member);
         let copied = self.tar.read_content(size, |bytes| {
             crc32c = crc32c::crc32c_append(crc32c, bytes);
+            if let Some(pages) = &mut pages {
+                pages.feed(bytes);
+            }
             match &mut file {
                 None => Ok(()),
                 Some(file) => file.write_all(bytes).map_err(|error| {
@@ -189,7 +193,12 @@ impl<S: Sink> Part<'_, S> {
         match (write_error, copied) {
             (Some(error), _) => Err(io_failure("write", self.parts.sink.shown(&member.path), error)),
             (None, Err(error)) => Err(reading_failed(self.repository, &self.key, error).into()),
-            (None, Ok(())) => Ok(crc32c),
+            (None, Ok(())) => {
+                if let Some(pages) = pages {
+                    self.parts.sink.pages_checked(member, pages.finish());
+                }
+                Ok(crc32c)
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use pgark_command::Progress;
+use pgark_postgres::{PageChecker, WrongPages};
 use pgark_repository::{IndexLine, IndexReader, IndexedMember, IndexedPart};
 use tokio::runtime::Handle;
 
@@ -39,6 +40,19 @@ pub(crate) trait Sink: Sync {
 
     /// The path for messages.
     fn shown(&self, path: &[u8]) -> PathBuf;
+
+    /// Whether a part is read at all.
+    fn wants(&self, _: u32) -> bool {
+        true
+    }
+
+    /// What looks at the pages of a file while it passes, where somebody wants to know.
+    fn pages(&self, _: &IndexedMember) -> Option<PageChecker> {
+        None
+    }
+
+    /// Takes what was found in them.
+    fn pages_checked(&self, _: &IndexedMember, _: WrongPages) {}
 
     /// Takes note of a part that failed; what it returns ends everything, or not.
     fn part_failed(&self, error: ExtractError) -> Result<(), ExtractError>;
@@ -107,6 +121,9 @@ impl<S: Sink> Parts<'_, S> {
                 }
                 IndexLine::Part(part) => {
                     let work = Work { part, members: std::mem::take(&mut members) };
+                    if !self.sink.wants(work.part.part) {
+                        continue;
+                    }
                     // Threads take what is sent until the end, also when one has failed.
                     if queue.send(work).is_err() {
                         return Ok(());

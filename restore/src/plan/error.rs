@@ -13,6 +13,8 @@ pub enum PlanError {
     NoBackup { cluster: String, repository: String, unfinished: usize },
     #[error("there is no backup {id}")]
     UnknownBackup { id: BackupId, known: Vec<BackupId> },
+    #[error("{reason}")]
+    Unreadable { id: BackupId, reason: String, is_newer: bool },
     #[error("the backup {id} was never finished")]
     Unfinished { id: BackupId },
     #[error("the backup {id} is incremental, which this version cannot restore")]
@@ -55,8 +57,8 @@ pub enum PlanError {
     )]
     BeyondArchive { lsn: Lsn, reachable: Lsn, missing: SegmentName, after_gap: Option<SegmentName> },
     #[error(
-        "the archive has a gap: segment {missing} is missing, but {next} is there; the latest reachable position is \
-         {reachable}"
+        "the archive has a gap: segment {missing} {}; the latest reachable position is {reachable}",
+        if missing == next { "lacks a piece".to_owned() } else { format!("is missing, but {next} is there") }
     )]
     Gap { missing: SegmentName, next: SegmentName, reachable: Lsn },
 }
@@ -86,7 +88,8 @@ impl PlanError {
             Self::Unfinished { .. } | Self::Incremental { .. } => {
                 "choose a finished full backup of `pgark-restore list`, or leave --backup out".to_owned()
             }
-            Self::SegmentSize { .. } => return None,
+            Self::SegmentSize { .. } | Self::Unreadable { is_newer: true, .. } => return None,
+            Self::Unreadable { .. } => "choose another backup of `pgark-restore list`".to_owned(),
             Self::UnknownTimeline { .. } => "`pgark-restore list` shows the timelines of the archive".to_owned(),
             Self::MissingHistory { missing, .. } => format!(
                 "copy {} from the pg_wal directory of a server that has it into the archive with \

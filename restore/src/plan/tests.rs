@@ -31,6 +31,7 @@ struct Archive(Catalogue);
 impl Archive {
     fn new() -> Self {
         Self(Catalogue {
+            unreadable_histories: Vec::new(),
             repository: "local".to_owned(),
             cluster: "main".to_owned(),
             system_identifier: SystemIdentifier::new(7),

@@ -1,61 +1,42 @@
-//! The bytes as they are stored: sizes and CRC-32, without a key.
+//! The bytes as they are stored: CRC-32, without a key.
 
 use std::io::Read;
 
 use futures_util::{StreamExt, stream};
-use pgark_repository::{Backup, ClusterRepository, ObjectKey, RepositoryError};
+use pgark_repository::{Backup, ClusterRepository, RepositoryError};
 
+use super::objects::StoredObject;
 use super::{Fault, Findings};
 use crate::damage::{damaged, reading_failed};
 use crate::survey::blocking;
 
-/// An object and what `backup.json` says of it.
-struct Listed {
-    key: ObjectKey,
-    size: u64,
-    crc32: String,
-}
-
-pub(super) async fn verify(repository: &ClusterRepository, backup: &Backup, jobs: usize, findings: &mut Findings) {
-    let mut checks = stream::iter(listed(repository, backup))
-        .map(|listed| async move {
-            let checked = check(repository, &listed).await;
-            (listed, checked)
-        })
-        .buffered(jobs);
-    while let Some((listed, checked)) = checks.next().await {
+pub(super) async fn verify(
+    repository: &ClusterRepository,
+    backup: &Backup,
+    objects: &[&StoredObject],
+    jobs: usize,
+    findings: &mut Findings,
+) {
+    let mut checks =
+        stream::iter(objects).map(|object| async move { (object, check(repository, object).await) }).buffered(jobs);
+    while let Some((object, checked)) = checks.next().await {
         findings.objects += 1;
         match checked {
-            Ok(()) => findings.stored_bytes += listed.size,
-            Err(error) => findings.faults.push(Fault::of_backup(backup, &listed.key, &error)),
+            Ok(()) => findings.stored_bytes += object.size,
+            Err(error) => findings.add(Fault::of_backup(backup, &object.key, &error)),
         }
     }
 }
 
-fn listed(repository: &ClusterRepository, backup: &Backup) -> Vec<Listed> {
-    let parts = backup.parts.iter().map(|part| Listed {
-        key: repository.part_key(backup, part.number),
-        size: part.stored_size,
-        crc32: part.crc32.clone(),
-    });
-    let included = (1..)
-        .zip(&backup.included)
-        .map(|(number, included)| (repository.included_key(backup, number), &included.object));
-    let lists = [(repository.manifest_key(backup), &backup.manifest), (repository.index_key(backup), &backup.index)];
-    let files = lists.into_iter().chain(included);
-    let files = files.map(|(key, file)| Listed { key, size: file.stored_size, crc32: file.crc32.clone() });
-    parts.chain(files).collect()
-}
-
-async fn check(repository: &ClusterRepository, listed: &Listed) -> Result<(), RepositoryError> {
-    let mut reader = repository.store().open_reader(&listed.key).await?;
+async fn check(repository: &ClusterRepository, object: &StoredObject) -> Result<(), RepositoryError> {
+    let mut reader = repository.store().open_reader(&object.key).await?;
     let wrong = |what: &str, found: String, expected: String| {
-        damaged(repository, &listed.key, format!("its {what} is {found}, backup.json says {expected}"))
+        damaged(repository, &object.key, format!("its {what} is {found}, backup.json says {expected}"))
     };
-    if reader.size() != listed.size {
-        return Err(wrong("size", reader.size().to_string(), listed.size.to_string()));
+    if reader.size() != object.size {
+        return Err(wrong("size", reader.size().to_string(), object.size.to_string()));
     }
-    let (place, key) = (repository.clone(), listed.key.clone());
+    let (place, key) = (repository.clone(), object.key.clone());
     let found = blocking(move || {
         let mut hasher = crc32fast::Hasher::new();
         let mut buffer = vec![0; 1 << 18];
@@ -67,5 +48,5 @@ async fn check(repository: &ClusterRepository, listed: &Listed) -> Result<(), Re
         }
     });
     let found = found.await?;
-    if found == listed.crc32 { Ok(()) } else { Err(wrong("CRC-32", found, listed.crc32.clone())) }
+    if found == object.crc32 { Ok(()) } else { Err(wrong("CRC-32", found, object.crc32.clone())) }
 }

@@ -39,7 +39,9 @@ impl DamagedCluster {
             format!("{}{sealed}{}", local_repository(dir, "plain", "plain"), s3.repository(dir, "s3"))
         });
         site.server().psql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS i");
-        let old_backup = site.backup();
+        let include = site.dir().create_dir("configuration");
+        fs::write(include.join("postgresql.conf"), "port = 5432\n".repeat(100)).unwrap();
+        let old_backup = backup(&site);
         let insert = "INSERT INTO t SELECT generate_series(1, 1000)";
         site.server().psql(insert);
         let mut segments = vec![site.archive_segment()];
@@ -48,7 +50,11 @@ impl DamagedCluster {
             site.server().psql(insert);
             segments.push(site.archive_segment());
         }
-        let new_backup = site.backup();
+        fs::write(include.join("postgresql.conf"), "port = 5433\n".repeat(90)).unwrap();
+        let new_backup = backup(&site);
+        for id in [&old_backup, &new_backup] {
+            hold(&site, id);
+        }
         site.server().psql(insert);
         site.archive_segment();
         let rows = site.server().psql("SELECT count(*) FROM t");
@@ -95,11 +101,17 @@ impl DamagedCluster {
 
     pub(crate) fn forget_restored(&self) {
         drop(fs::remove_dir_all(self.restored()));
+        drop(fs::remove_dir_all(self.included()));
     }
 
     pub(crate) fn base(&self, repository: &str, id: &str) -> Outcome {
         let base = self.site.restore().args(["--quiet", "--repository", repository, "base", "--backup", id]);
-        base.args(["--target-immediate", "--to"]).arg(self.restored()).run()
+        base.args(["--target-immediate", "--included-to"]).arg(self.included()).arg("--to").arg(self.restored()).run()
+    }
+
+    /// Where [`Self::base`] puts the included directory.
+    pub(crate) fn included(&self) -> PathBuf {
+        self.site.dir().join("included")
     }
 
     /// Where [`Self::wal`] puts the file.
@@ -119,6 +131,24 @@ impl DamagedCluster {
         let content = fs::read(self.destination()).unwrap();
         fs::remove_file(self.destination()).unwrap();
         content
+    }
+}
+
+/// A backup with the directory `configuration`.
+fn backup(site: &Site) -> String {
+    let include = site.dir().join("configuration");
+    let outcome = site.agent().args(["--quiet", "backup", "--json", "--include"]).arg(include).succeed();
+    let id = outcome.stdout.split("\"id\":\"").nth(1).and_then(|rest| rest.split('"').next());
+    id.unwrap_or_else(|| panic!("no id: {}", outcome.stdout)).to_owned()
+}
+
+/// Puts a hold on a backup, in the local repositories.
+fn hold(site: &Site, id: &str) {
+    for repository in ["plain", "sealed"] {
+        let files = RepositoryFiles::new(&site.dir().join(repository));
+        let claim = files.path(&files.one(&[&format!("/backups/{id}/started.json")]));
+        let hold = format!("{{\n  \"format\": 1,\n  \"id\": \"{id}\",\n  \"reason\": \"the audit\"\n}}\n");
+        fs::write(claim.with_file_name("hold.json"), hold).unwrap();
     }
 }
 

@@ -1,0 +1,95 @@
+//! `pgark-restore verify` beside what nothing can do without: `cat` of the stored bytes for the quick mode, `zstd -t` of
+//! them for the full one, which checks every file and every page besides.
+//!
+//! `make bench-verify` runs it. `SCALE` is pgbench's scale (150 gives a cluster of about 2.3 GB), `ROUNDS` how often each
+//! variant runs. The stored files are in the page cache, so that the tools are compared and not the disk.
+
+#![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
+
+#[expect(dead_code, reason = "shared with the other benchmark, which uses more of it")]
+mod measure;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::{PostgresServer, TempDir, TestUser};
+use measure::{Table, measure};
+
+fn main() {
+    // `cargo test --benches` calls it too; the figures of a build without optimisation would mean nothing.
+    if cfg!(debug_assertions) {
+        println!("this is a build without optimisation: use make bench-verify");
+        return;
+    }
+    let (scale, rounds): (u32, usize) = (number("SCALE", 150), number("ROUNDS", 5));
+    for (checksums, full) in [(true, "full, with page checksums"), (false, "full, without page checksums")] {
+        let bench = Bench::new(scale, checksums);
+        let mut quick = Table::new("quick: the stored bytes", "cat");
+        let mut whole = Table::new(full, "zstd -t");
+        for _ in 0..rounds {
+            quick.add("cat", measure(&mut bench.of_stored("cat", &[]), None, Path::new("")));
+            quick.add("verify --quick", measure(&mut bench.pgark(&["verify", "--quick"]), None, Path::new("")));
+            whole.add("zstd -t", measure(&mut bench.of_stored("zstd", &["-tq"]), None, Path::new("")));
+            whole.add("verify", measure(&mut bench.pgark(&["verify"]), None, Path::new("")));
+        }
+        quick.print();
+        whole.print();
+    }
+}
+
+fn number<T: std::str::FromStr>(variable: &str, default: T) -> T {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// A repository with one backup.
+struct Bench {
+    dir: TempDir,
+    programs: PathBuf,
+    config: PathBuf,
+}
+
+impl Bench {
+    fn new(scale: u32, checksums: bool) -> Self {
+        let server = PostgresServer::builder().data_checksums(checksums).setting("autovacuum", "off").start();
+        println!(
+            "\nbuilding a cluster of pgbench scale {scale}, {} checksums",
+            if checksums { "with" } else { "without" }
+        );
+        server.init_pgbench(scale);
+        let dir = TempDir::for_test_user("bench-verify");
+        let programs = std::env::var_os("PGARK_BENCH_PROGRAMS")
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"), PathBuf::from);
+        let programs = programs.canonicalize().expect("the release programs are built by make bench-verify");
+        let config = format!(
+            "state_dir = '{}'\n[cluster]\nname = 'bench'\nconnection = '{}'\n[[repository]]\nname = 'local'\n\
+             url = 'file://{}'\n[backup]\narchive_wait = '0s'\n",
+            dir.create_dir("state").display(),
+            server.connection_string().replace('\'', "\""),
+            dir.create_dir("repository").display(),
+        );
+        let config = dir.write("config.toml", config);
+        let bench = Self { dir, programs, config };
+        let backup = bench.program("pgark-agent", &["backup"]).status().expect("pgark-agent starts");
+        assert!(backup.success(), "the backup failed");
+        bench
+    }
+
+    fn program(&self, name: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.programs.join(name));
+        TestUser::get().run(&mut command).arg("--config").arg(&self.config).arg("--quiet").args(arguments);
+        command
+    }
+
+    fn pgark(&self, arguments: &[&str]) -> Command {
+        self.program("pgark-restore", arguments)
+    }
+
+    /// A tool over everything that the backup has stored with zstd.
+    fn of_stored(&self, tool: &str, arguments: &[&str]) -> Command {
+        let found = Command::new("find").arg(self.dir.join("repository")).args(["-name", "*.zst"]).output();
+        let found = String::from_utf8(found.expect("find runs").stdout).expect("keys are ASCII");
+        let mut command = Command::new(tool);
+        command.args(arguments).args(found.lines());
+        command
+    }
+}
