@@ -52,7 +52,7 @@ fn main() -> std::process::ExitCode {
         let global = &arguments.global;
         let outcome: anyhow::Result<ExitCode> = runtime.block_on(async {
             match arguments.command {
-                Command::Backup(backup) => pgark_agent::backup(global, &environment, &backup).await,
+                Command::Backup(backup) => Box::pin(pgark_agent::backup(global, &environment, &backup)).await,
                 Command::Check(check) => pgark_agent::check(global, &environment, &check).await,
                 Command::Run => pgark_agent::run(global, &environment).await,
                 Command::Expire(expire) => pgark_agent::expire(global, &environment, &expire).await,

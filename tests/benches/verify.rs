@@ -6,7 +6,6 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 
-#[expect(dead_code, reason = "shared with the other benchmark, which uses more of it")]
 mod measure;
 
 use std::path::{Path, PathBuf};

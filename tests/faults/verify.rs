@@ -1,7 +1,7 @@
 //! `verify`: says ok of what is whole, and finds and names whatever was done to a stored object.
 
 use harness::TestUser;
-use pgark_repository::{PreparedPiece, Repository, RepositoryOptions};
+use pgark_repository::{PreparedPiece, Repository, RepositoryOptions, WalCompressor, WalPiece};
 use serde_json::Value;
 
 use crate::damage::cluster::{DamagedCluster, Stored};
@@ -157,8 +157,10 @@ fn store_pieces(cluster: &DamagedCluster, repository: &str) -> String {
     let identifier = server.psql("SELECT system_identifier FROM pg_control_system()");
     let place = place.cluster("main", identifier.parse().unwrap()).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    for start in [0, 1 << 16] {
-        let piece = PreparedPiece::prepare(name.parse().unwrap(), start as u32, &raw[start..start + (1 << 16)], 1);
+    for start in [0_u32, 1 << 16] {
+        let range = WalPiece { start, end: start + (1 << 16) };
+        let piece =
+            PreparedPiece::read(&WalCompressor::new(1, 1), name.parse().unwrap(), range, &raw[start as usize..]);
         runtime.block_on(place.store_wal_piece(&piece.unwrap())).unwrap();
     }
     TestUser::get().own_all(&cluster.site.dir().join(repository));

@@ -130,7 +130,7 @@ fn g10_expiry_after_a_backup_says_what_it_did_and_never_hides_that_the_backup_is
     let summary = json(&cluster.agent().args(["--quiet", "backup", "--json"]).succeed());
     let second = summary["id"].as_str().unwrap().to_owned();
     assert_eq!((&summary["expired"][0]["backups"], &summary["expired"][0]["failure"]), (&1.into(), &Value::Null));
-    assert_eq!(ids(&cluster), [second.clone()]);
+    assert_eq!(ids(&cluster), std::slice::from_ref(&second));
     assert!(!cluster.cluster_dir().join("backups").join(&first).exists());
     // A second expiry finds nothing.
     let again = expire(&cluster, &[]).stdout;

@@ -211,7 +211,8 @@ fn e12_parents_stay_with_their_children_and_children_go_with_their_full_backup()
 
 #[test]
 fn g06_what_cannot_be_restored_takes_nobodys_place() {
-    let faults: [(&str, fn(&mut StoredBackup)); 2] = [
+    type Fault = fn(&mut StoredBackup);
+    let faults: [(&str, Fault); 2] = [
         ("its object 000001.tar.zst is missing", |stored| {
             stored.fault = Some("its object 000001.tar.zst is missing".to_owned());
         }),

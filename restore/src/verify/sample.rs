@@ -86,7 +86,7 @@ impl<'p> LastReads<'p> {
 }
 
 /// The stretches of what is true in a list, by the first and the last of each.
-pub(super) fn stretches<'l, T>(list: &'l [T], is_in: impl Fn(&T) -> bool) -> Vec<(&'l T, &'l T)> {
+pub(super) fn stretches<T>(list: &[T], is_in: impl Fn(&T) -> bool) -> Vec<(&T, &T)> {
     let mut found: Vec<(&T, &T)> = Vec::new();
     let mut goes_on = false;
     for item in list {
