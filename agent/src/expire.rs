@@ -15,7 +15,7 @@ use anyhow::Context;
 use clap::Args;
 use jiff::Timestamp;
 use pgark_command::{
-    Configuration, Environment, ExitCode, Failure, GlobalOptions, Overrides, Report, open_for_writing,
+    Configuration, Environment, ExitCode, Failure, GlobalOptions, Overrides, Report, notify_about, open_for_writing,
 };
 use pgark_repository::{
     BackupId, ClusterRepository, Refusal, Repository, RetentionPlan, RetentionPolicy, plan_retention,
@@ -51,6 +51,9 @@ pub async fn expire(
     arguments: &ExpireArguments,
 ) -> anyhow::Result<ExitCode> {
     let configuration = global.configuration(environment, &Overrides::none()).context("read the configuration")?;
+    if !arguments.dry_run {
+        notify_about("expire", &configuration);
+    }
     let policy = configuration.retention.policy;
     let mut report = Report::to_stdout();
     let mut json = ExpireJson { dry_run: arguments.dry_run, repositories: Vec::new() };

@@ -143,6 +143,8 @@ impl ClusterRepository {
         while let Some(proof) = read.next().await {
             proofs.extend(proof?.filter(|proof| proof.format <= PROOF_FORMAT));
         }
+        // Names tell seconds only.
+        proofs.sort_by_key(|proof| std::cmp::Reverse(proof.time));
         Ok(proofs)
     }
 }

@@ -270,7 +270,7 @@ async fn all_fail_in_time(repository: &ClusterRepository) {
 }
 
 #[tokio::test]
-async fn heavy_c20_b24_a_dead_network_is_an_error_in_less_than_a_minute() {
+async fn c20_b24_a_dead_network_is_an_error_in_less_than_a_minute() {
     let server = S3Server::start();
     let (silent, deaf, once) =
         (FaultProxy::to_port(server.port()), FaultProxy::to_port(server.port()), FaultProxy::to_port(server.port()));

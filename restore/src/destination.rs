@@ -26,6 +26,8 @@ use crate::survey::Layout;
 
 /// Exists while a restore is under way, and after one that was interrupted.
 pub(crate) const MARKER: &str = "pgark.restoring";
+/// The marker until it is written.
+pub(crate) const NEW_MARKER: &str = "pgark.restoring.new";
 /// Begins the line of it that says which cluster is restored.
 pub(crate) const MARKER_SYSTEM: &str = "System identifier: ";
 
@@ -276,7 +278,8 @@ fn not_empty(path: &Path) -> DestinationError {
         return DestinationError::RunningServer { path, pid };
     }
     let is_data_directory = path.join("PG_VERSION").exists();
-    if path.join(MARKER).exists() || is_data_directory && !path.join("global/pg_control").exists() {
+    let is_marked = [MARKER, NEW_MARKER].iter().any(|marker| path.join(marker).exists());
+    if is_marked || is_data_directory && !path.join("global/pg_control").exists() {
         return DestinationError::Interrupted { path };
     }
     DestinationError::NotEmpty { path, is_data_directory }

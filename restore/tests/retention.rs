@@ -170,7 +170,8 @@ impl Model {
         let timeline = self.timeline;
         self.write(timeline, 100);
         let stop = self.end();
-        // The last segment is completed.
+        // A server tells the time after the position; and the last segment is completed.
+        self.pass(Duration::from_secs(1));
         let rest = (SEGMENT - stop % SEGMENT) % SEGMENT;
         self.write(timeline, rest.max(8));
         let parent = incremental.then(|| self.contents.backups.last().map(|stored| stored.backup.id.clone())).flatten();

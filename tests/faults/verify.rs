@@ -199,7 +199,9 @@ fn b24_damaged_pages_of_the_source_are_found_and_named() {
 #[test]
 fn night_after_night_a_sample_reads_everything() {
     let site = Site::start();
-    site.fill("t", 60);
+    for number in 0..6 {
+        site.fill(&format!("t{number}"), 10);
+    }
     site.backup();
     site.archive_segment();
     let run = |arguments: &[&str]| {

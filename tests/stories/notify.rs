@@ -27,6 +27,8 @@ fn each_end_is_told_once_as_json_on_standard_input() {
     let backup = agent().args(["--quiet", "backup", "--json"]).succeed();
     assert_eq!(backup.stdout.lines().count(), 1, "{}", backup.stdout);
     cluster.restore_with(&told).args(["verify", "--quick"]).succeed();
+    agent().args(["expire", "--dry-run"]).succeed();
+    agent().arg("expire").succeed();
     // What the message holds is never part of a command.
     agent().args(["backup", "--include", "/nonexistent/$(touch injected)`touch injected`"]).fail_with(2);
     let found = events(&record);
@@ -36,17 +38,22 @@ fn each_end_is_told_once_as_json_on_standard_input() {
         .collect();
     assert_eq!(
         shown,
-        [("backup", "success", Some(0)), ("verify", "success", Some(0)), ("backup", "failure", Some(2))],
+        [
+            ("backup", "success", Some(0)),
+            ("verify", "success", Some(0)),
+            ("expire", "success", Some(0)),
+            ("backup", "failure", Some(2))
+        ],
         "{found:#?}"
     );
     assert!(found[0]["message"].as_str().unwrap().ends_with("-full is stored"), "{found:#?}");
-    assert!(found[2]["message"].as_str().unwrap().contains("$(touch injected)"), "{found:#?}");
+    assert!(found[3]["message"].as_str().unwrap().contains("$(touch injected)"), "{found:#?}");
     assert_eq!((found[0]["version"].as_u64(), found[0]["cluster"].as_str()), (Some(1), Some("main")));
 
     let failures =
         config(&cluster, "failures.toml", &format!("command = \"sh '{}'\"\non = [\"failure\"]", script.display()));
     harness::Program::agent().config(&failures).as_test_user().args(["--quiet", "backup"]).succeed();
-    assert_eq!(events(&record).len(), 3, "a success was told though only failures are wanted");
+    assert_eq!(events(&record).len(), 4, "a success was told though only failures are wanted");
     // A backup that met trouble is told as a warning.
     cluster.server().psql("ALTER SYSTEM SET archive_command = 'false'");
     cluster.server().psql("SELECT pg_reload_conf()");

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use harness::{PostgresServer, ProtectedCluster, newest_major};
+use harness::{PostgresServer, ProtectedCluster, TestUser, newest_major};
 
 /// A tablespace within the data directory is only in the backups of servers from 16 on.
 fn kept_moved_and_in_place(major: u32) {
@@ -133,6 +133,7 @@ fn d05_three_tablespaces_go_below_one_directory() {
     refused(&to.join("inside").display().to_string(), "lie in each other");
     cluster.dir().create_dir("all/spaces");
     fs::create_dir_all(below.join(&oids[1]).join("something")).unwrap();
+    TestUser::get().own_all(&below);
     refused(&shown, "is not empty");
     fs::remove_dir_all(below.join(&oids[1])).unwrap();
 

@@ -12,6 +12,7 @@ use anyhow::Context;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use pgark_command::format_time;
+use pgark_postgres::SegmentName;
 use pgark_repository::{
     BackupId, ClusterRepository, Creation, Deletion, LeftoverFate, ObjectKey, RepositoryError, Result, RetentionPolicy,
     plan_retention,
@@ -110,12 +111,19 @@ impl Expiry {
     }
 
     async fn delete_wal(&self, outcome: &mut Outcome) -> Result<()> {
+        // The first of each stretch goes first: a gap that begins behind a backup's own WAL is known for what it is.
+        let stretches = self.plan.wal_stretches();
+        let is_first = |segment: &SegmentName| stretches.iter().any(|stretch| stretch.first == *segment);
         let doomed = self.stored.wal.iter().filter(|(segment, _)| self.plan.deletes(segment));
-        let objects: Vec<_> = doomed.flat_map(|(_, objects)| objects).map(|one| (one.key.clone(), one.size)).collect();
-        let before = outcome.locked.len();
-        let count = objects.len();
-        self.delete_objects(objects, outcome).await?;
-        outcome.wal_objects += (count + before - outcome.locked.len()) as u64;
+        let (first, rest): (Vec<_>, Vec<_>) = doomed.partition(|(segment, _)| is_first(segment));
+        for doomed in [first, rest] {
+            let objects = doomed.into_iter().flat_map(|(_, objects)| objects);
+            let objects: Vec<_> = objects.map(|object| (object.key.clone(), object.size)).collect();
+            let before = outcome.locked.len();
+            let count = objects.len();
+            self.delete_objects(objects, outcome).await?;
+            outcome.wal_objects += (count + before - outcome.locked.len()) as u64;
+        }
         Ok(())
     }
 
@@ -124,8 +132,9 @@ impl Expiry {
         let keys = self.place.keys();
         let (started, mark) = (keys.started(id), keys.backup(id));
         let objects = self.stored.backups.get(id).into_iter().flatten().map(|object| (object.key.clone(), object.size));
-        let (claim, rest): (Vec<_>, Vec<_>) =
-            objects.filter(|(key, _)| *key != mark).partition(|(key, _)| *key == started);
+        let (gone, left): (Vec<_>, Vec<_>) = objects.partition(|(key, _)| *key == mark);
+        outcome.freed_bytes += gone.iter().map(|(_, size)| size).sum::<u64>();
+        let (claim, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|(key, _)| *key == started);
         self.delete_objects(claim, outcome).await?;
         self.delete_objects(rest, outcome).await?;
         self.place.store().remove_empty_folders(&keys.backup_folder(id), std::time::Duration::ZERO).await

@@ -10,7 +10,7 @@ use pgark_postgres::{ClusterState, ControlFile, SystemIdentifier};
 use pgark_repository::Backup;
 use rustix::fs::OFlags;
 
-use super::{DestinationError, MARKER, MARKER_SYSTEM, PlacedTablespace, resolve, running_server};
+use super::{DestinationError, MARKER, MARKER_SYSTEM, NEW_MARKER, PlacedTablespace, resolve, running_server};
 
 /// Far more than each of the files that are looked at has.
 const LIMIT: u64 = 64 << 10;
@@ -22,7 +22,7 @@ pub(super) fn check(path: &Path, backup: &Backup) -> Result<(), DestinationError
     if let Some(pid) = running_server(path) {
         return Err(DestinationError::RunningServer { path: path_buf, pid });
     }
-    let marker = read(&path.join(MARKER));
+    let marker = read(&path.join(MARKER)).or_else(|| read(&path.join(NEW_MARKER)));
     let version = read(&path.join("PG_VERSION"));
     if marker.is_none() && version.is_none() {
         return Err(DestinationError::NoCluster { path: path_buf });

@@ -14,10 +14,8 @@ use rustix::io::Errno;
 use super::remove::remove;
 use super::tree::{DIRECTORY, NEW_FILE, Root};
 use super::{ExtractError, io_failure};
-use crate::destination::{MARKER, MARKER_SYSTEM};
+use crate::destination::{MARKER, MARKER_SYSTEM, NEW_MARKER};
 
-/// The marker until it is written.
-const NEW_MARKER: &str = "pgark.restoring.new";
 /// The name of the `pg_control` that a cluster had before.
 pub(super) const OLD_CONTROL_FILE: &str = "pg_control.pgark-old";
 const POSTMASTER_PID: &str = "postmaster.pid";

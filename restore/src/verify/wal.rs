@@ -97,7 +97,7 @@ pub(super) fn verify_lists(
         if let Some((segment, (from, to))) = holes.next() {
             let name = format!("{segment}.partial/{from:08X}-…");
             findings.add(wal_fault(plan, segment, name, format!("its bytes {from} to {to} are missing"), true));
-        } else if let Some(next) = plan.after_gap {
+        } else if let Some(next) = plan.after_gap.filter(|_| !is_left_by_expiry(plan, catalogue)) {
             let name = WalFileName::Segment(plan.missing).to_string();
             findings.add(wal_fault(plan, plan.missing, name, format!("it is missing, and {next} is there"), true));
         }
@@ -119,6 +119,16 @@ pub(super) fn verify_lists(
             });
         }
     }
+}
+
+/// Whether a gap is what expiry leaves behind a backup that is kept for itself: it begins right behind the backup's own
+/// WAL, and a later backup serves what comes after it.
+fn is_left_by_expiry(plan: &RestorePlan, catalogue: &Catalogue) -> bool {
+    let backups = &catalogue.backups.finished;
+    let ends_here = |backup: &Backup| plan.segments.last().is_some_and(|last| last.name == backup.wal.last);
+    let begins_later =
+        |backup: &Backup| backup.wal.first.number(plan.segment_size) > plan.missing.number(plan.segment_size);
+    backups.iter().any(ends_here) && backups.iter().any(begins_later)
 }
 
 /// Reads segments, and follows their records from each to the next.

@@ -176,12 +176,12 @@ impl Two {
 }
 
 #[test]
-fn heavy_b24_archiving_goes_on_while_a_repository_that_is_not_required_refuses() {
+fn b24_archiving_goes_on_while_a_repository_that_is_not_required_refuses() {
     archiving_goes_on(Outage::Refused, Duration::from_secs(20));
 }
 
 #[test]
-fn heavy_b24_archiving_goes_on_while_a_repository_that_is_not_required_is_silent() {
+fn b24_archiving_goes_on_while_a_repository_that_is_not_required_is_silent() {
     archiving_goes_on(Outage::Silent, Duration::from_secs(20));
 }
 
@@ -285,12 +285,12 @@ fn memory_of(pid: u32) -> u64 {
 }
 
 #[test]
-fn heavy_a48_commits_go_on_while_a_repository_that_is_not_required_refuses() {
+fn a48_commits_go_on_while_a_repository_that_is_not_required_refuses() {
     streaming_goes_on(Outage::Refused, Duration::from_secs(20));
 }
 
 #[test]
-fn heavy_a48_commits_go_on_while_a_repository_that_is_not_required_is_silent() {
+fn a48_commits_go_on_while_a_repository_that_is_not_required_is_silent() {
     streaming_goes_on(Outage::Silent, Duration::from_secs(20));
 }
 
@@ -336,7 +336,7 @@ fn the_only_one_goes_away(time: Duration) {
 }
 
 #[test]
-fn heavy_a55_nothing_is_lost_while_the_repository_that_counts_is_away() {
+fn a55_nothing_is_lost_while_the_repository_that_counts_is_away() {
     the_only_one_goes_away(Duration::from_secs(15));
 }
 
