@@ -20,6 +20,7 @@ mod killed_expire;
 mod killed_restore;
 mod memory;
 mod object_store;
+mod random_events;
 mod receiving;
 mod repositories;
 mod repository_files;

@@ -149,7 +149,6 @@ fn soak_synchronous_commits_survive_the_host() {
     host_dies(20, true);
 }
 
-/// Waits until everything that the server has written is in the repository.
 /// Waits until the agent streams for the n-th time.
 fn wait_for_stream(run: &RunningProgram, times: usize) {
     let started = Instant::now();
