@@ -7,7 +7,7 @@
 //! directory goes away.
 
 use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::io::{self, BufReader};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,9 @@ const NICE: i32 = 10;
 
 /// How long a call waits for a segment that is under way.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Few calls, and little enough for the processor's cache.
+const READ_LEN: usize = 256 << 10;
 
 /// The option that makes a call fetch what comes behind its segment.
 pub(crate) const OPTION: &str = "prefetch";
@@ -95,7 +98,7 @@ impl Prefetch {
 
     fn hand_over(&self, path: &Path, crc: u32, expected: SystemIdentifier) -> anyhow::Result<()> {
         let mut output = CheckedWriter::new(io::sink());
-        io::copy(&mut File::open(path)?, &mut output)?;
+        io::copy(&mut BufReader::with_capacity(READ_LEN, File::open(path)?), &mut output)?;
         anyhow::ensure!(output.crc() == crc, "its CRC-32 is not {crc:08x}");
         check_segment(self.asked, "ahead", expected, &output.head, output.size)?;
         Ok(fs::rename(path, &self.destination)?)

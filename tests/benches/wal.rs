@@ -189,6 +189,8 @@ impl Bench {
         fs::write(target.join("recovery.signal"), "").expect("a signal file");
         let mut server = PostgresServer::builder()
             .setting("restore_command", restore_command)
+            // As in earnest: the server syncs each file that it was given.
+            .setting("fsync", "on")
             .setting("shared_buffers", "512MB")
             .setting("archive_mode", "off")
             .start_restored(&target);
