@@ -12,6 +12,7 @@ use pgark_repository::{
 use thiserror::Error;
 
 use crate::archive::Archive;
+use crate::copies::warn_of_copy;
 
 /// Backups, archived WAL and the histories of all timelines of one cluster.
 #[derive(Clone, Debug)]
@@ -113,6 +114,7 @@ impl Catalogue {
             let causes = std::iter::successors(error.source(), |cause| cause.source());
             merged.catalogue.unread.push(causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}")));
         }
+        merged.warn_of_copies_that_cannot_be_used();
         Ok(merged)
     }
 
@@ -176,6 +178,16 @@ impl Merged {
         all.unreadable_histories.retain(|(timeline, _)| !histories.contains_key(timeline));
         let others: BTreeSet<_> = all.others.iter().copied().chain(other.others).collect();
         all.others = others.into_iter().filter(|other| *other != all.system_identifier).collect();
+    }
+
+    /// What is read from another repository is no loss, and has to be mended all the same.
+    fn warn_of_copies_that_cannot_be_used(&self) {
+        for single in &self.single {
+            let elsewhere = |id: &BackupId| self.catalogue.backup(id).is_some();
+            for copy in single.backups.unreadable.iter().filter(|copy| elsewhere(&copy.id)) {
+                warn_of_copy(&single.repository, &copy.id, &*copy.error);
+            }
+        }
     }
 
     /// The holds of all backups, each from the first repository in which it is held. What cannot be read is left out.

@@ -7,7 +7,7 @@ use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pgark_repository::{Backup, ClusterRepository, ObjectKey, OpenedObject, RepositoryError};
+use pgark_repository::{Backup, BackupId, ClusterRepository, ObjectKey, OpenedObject, RepositoryError};
 use tokio::runtime::Handle;
 
 use crate::damage::reading_failed;
@@ -69,8 +69,7 @@ impl Copies {
     pub(crate) fn note_failure(&self, copy: &StoredCopy, error: &(dyn std::error::Error + 'static)) {
         copy.has_failed.store(true, Ordering::Relaxed);
         if self.0.len() > 1 {
-            let (repository, id) = (copy.repository.name(), &copy.backup.id);
-            tracing::warn!(repository, %id, error, "this copy of the backup cannot be used; taking the next one");
+            warn_of_copy(copy.repository.name(), &copy.backup.id, error);
         }
     }
 
@@ -164,4 +163,9 @@ impl Read for ListReader {
             }
         }
     }
+}
+
+/// Says that one copy of several is of no use.
+pub(crate) fn warn_of_copy(repository: &str, id: &BackupId, error: &(dyn std::error::Error + 'static)) {
+    tracing::warn!(repository, %id, error, "this copy of the backup cannot be used; taking the next one");
 }

@@ -361,12 +361,15 @@ fn pieces_count_up_to_their_first_hole() {
     let reachable = |ranges: &[(u32, u32)]| {
         let mut archive = Archive::new().wal(1, 2..=4).backup(1, 1, 2);
         archive.0.wal.open.insert(segment(1, 5), pieces(ranges));
-        let plan = plan(&archive.0, &Request { target: Target::end_of_archive(), backup: None }).unwrap();
-        (plan.segments.len(), plan.reachable)
+        let found = archive.plan(target(RecoveryTarget::Immediate, TargetTimeline::Latest)).unwrap();
+        // To the end of an archive that lacks something before it nobody is taken by surprise.
+        let refused = archive.plan(end()).err();
+        (found.segments.len(), found.reachable, refused)
     };
-    assert_eq!(reachable(&[(0, 500), (500, 900), (300, 700)]), (4, lsn(5, 900)));
-    assert_eq!(reachable(&[(0, 500), (501, 900)]), (4, lsn(5, 500)));
-    assert_eq!(reachable(&[(1, 500)]), (3, lsn(5, 0)));
+    let gap = |reachable| Some(PlanError::Gap { missing: segment(1, 5), next: segment(1, 5), reachable });
+    assert_eq!(reachable(&[(0, 500), (500, 900), (300, 700)]), (4, lsn(5, 900), None));
+    assert_eq!(reachable(&[(0, 500), (501, 900)]), (4, lsn(5, 500), gap(lsn(5, 500))));
+    assert_eq!(reachable(&[(1, 500)]), (3, lsn(5, 0), gap(lsn(5, 0))));
 }
 
 #[test]
