@@ -15,7 +15,7 @@ mod request;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -68,8 +68,9 @@ pub struct Store {
     name: Arc<str>,
     objects: Arc<dyn ObjectStore>,
     /// The same place through a client that waits out longer outages: for uploads that took hours to get
-    /// where they are.
-    patient: Arc<dyn ObjectStore>,
+    /// where they are. Made when it is needed, since each client reads all certificates of the system.
+    patient: Arc<OnceLock<Arc<dyn ObjectStore>>>,
+    options: Arc<RepositoryOptions>,
     prefix: Path,
     /// Whether a read that fails is not worth waiting for, because the object is elsewhere, too.
     is_impatient: bool,
@@ -103,6 +104,14 @@ impl Store {
 
     pub(crate) fn impatient(&self) -> Self {
         Self { is_impatient: true, ..self.clone() }
+    }
+
+    fn patient(&self) -> Result<Arc<dyn ObjectStore>> {
+        if let Some(patient) = self.patient.get() {
+            return Ok(Arc::clone(patient));
+        }
+        let patient = location::connect_patiently(&self.options)?;
+        Ok(Arc::clone(self.patient.get_or_init(|| patient)))
     }
 
     fn path(&self, key: &ObjectKey) -> Path {

@@ -100,39 +100,50 @@ impl std::fmt::Debug for Credentials {
 
 pub(super) fn open(options: &RepositoryOptions) -> Result<Store> {
     let wrong = |reason: String| RepositoryError::Configuration { repository: options.name.clone(), reason };
-    let url = Url::parse(&options.url)
-        .map_err(|error| wrong(format!("the url `{}` cannot be read: {error}", options.url)))?;
-    let cloud = |built: std::result::Result<Arc<dyn ObjectStore>, object_store::Error>| {
-        built.map_err(|error| wrong(format!("cannot be used: {error}")))
-    };
-    let bucket = url.host_str().unwrap_or_default();
-    if url.scheme() != "file" && bucket.is_empty() {
-        return Err(wrong(format!("the url `{}` names no bucket or container", options.url)));
-    }
-    let prefix = match url.scheme() {
-        // Derived from the directory below.
-        "file" => Path::default(),
-        _ => {
-            Path::from_url_path(url.path()).map_err(|error| wrong(format!("the url's path cannot be used: {error}")))?
-        }
-    };
-    let connect = |retries: RetryConfig| match url.scheme() {
-        "s3" => cloud(s3(options, bucket, retries).map(|store| Arc::new(store) as _)),
-        "gs" => cloud(gcs(options, bucket, retries).map(|store| Arc::new(store) as _)),
-        "az" => cloud(azure(options, bucket, retries).map(|store| Arc::new(store) as _)),
-        other => Err(wrong(format!("the url begins with `{other}:`; known are file:, s3:, gs: and az:"))),
-    };
+    let url = parse(options)?;
     if url.scheme() == "file" {
         return local(options, &url);
     }
+    let prefix =
+        Path::from_url_path(url.path()).map_err(|error| wrong(format!("the url's path cannot be used: {error}")))?;
     Ok(Store {
         name: options.name.as_str().into(),
-        objects: connect(retries(Duration::from_secs(15)))?,
-        patient: connect(retries(Duration::from_secs(180)))?,
+        objects: connect(options, Duration::from_secs(15))?,
+        patient: Arc::default(),
+        options: Arc::new(options.clone()),
         prefix,
         is_impatient: false,
         tells_locks: url.scheme() == "s3",
         directory: None,
+    })
+}
+
+/// A client that waits out longer outages.
+pub(super) fn connect_patiently(options: &RepositoryOptions) -> Result<Arc<dyn ObjectStore>> {
+    connect(options, Duration::from_secs(180))
+}
+
+fn connect(options: &RepositoryOptions, patience: Duration) -> Result<Arc<dyn ObjectStore>> {
+    let wrong = |reason: String| RepositoryError::Configuration { repository: options.name.clone(), reason };
+    let url = parse(options)?;
+    let bucket = url.host_str().unwrap_or_default();
+    if bucket.is_empty() {
+        return Err(wrong(format!("the url `{}` names no bucket or container", options.url)));
+    }
+    let retries = retries(patience);
+    let connected: object_store::Result<Arc<dyn ObjectStore>> = match url.scheme() {
+        "s3" => s3(options, bucket, retries).map(|store| Arc::new(store) as _),
+        "gs" => gcs(options, bucket, retries).map(|store| Arc::new(store) as _),
+        "az" => azure(options, bucket, retries).map(|store| Arc::new(store) as _),
+        other => return Err(wrong(format!("the url begins with `{other}:`; known are file:, s3:, gs: and az:"))),
+    };
+    connected.map_err(|error| wrong(format!("cannot be used: {error}")))
+}
+
+fn parse(options: &RepositoryOptions) -> Result<Url> {
+    Url::parse(&options.url).map_err(|error| RepositoryError::Configuration {
+        repository: options.name.clone(),
+        reason: format!("the url `{}` cannot be read: {error}", options.url),
     })
 }
 
@@ -147,11 +158,11 @@ fn local(options: &RepositoryOptions, url: &Url) -> Result<Store> {
         .ok_or_else(|| wrong(format!("`{}` is no absolute directory; write file:///var/lib/pgark", options.url)))?;
     let prefix = Path::from_absolute_path(&directory)
         .map_err(|error| wrong(format!("the directory cannot be used: {error}")))?;
-    let objects: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new());
     Ok(Store {
         name: options.name.as_str().into(),
-        patient: Arc::clone(&objects),
-        objects,
+        objects: Arc::new(LocalFileSystem::new()),
+        patient: Arc::default(),
+        options: Arc::new(options.clone()),
         prefix,
         is_impatient: false,
         tells_locks: false,
@@ -245,6 +256,11 @@ fn client(options: &RepositoryOptions) -> object_store::Result<ClientOptions> {
         .with_connect_timeout(Duration::from_secs(5))
         // For pieces of an upload, which `request.rs` does not limit: three of them share a slow line.
         .with_timeout(Duration::from_secs(120));
+    // To read the system's certificates takes longer than a short request. Others may be asked for a token over TLS.
+    let is_plain = options.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
+    if is_plain && matches!(options.credentials, Credentials::S3 { .. }) {
+        client = client.with_no_system_certificates(true);
+    }
     if let Some(pem) = &options.ca_certificates {
         for certificate in Certificate::from_pem_bundle(pem)? {
             client = client.with_root_certificate(certificate);

@@ -177,8 +177,8 @@ impl Remote {
 
     async fn send(&mut self, store: &Store, key: &ObjectKey, piece: Bytes) -> Result<()> {
         if self.upload.is_none() {
-            let path = store.path(key);
-            let upload = store.repeated("create", key, 0, || store.patient.put_multipart(&path)).await?;
+            let (path, patient) = (store.path(key), store.patient()?);
+            let upload = store.repeated("create", key, 0, || patient.put_multipart(&path)).await?;
             self.upload = Some(upload);
         }
         while self.in_flight.len() >= PIECES_IN_FLIGHT {
