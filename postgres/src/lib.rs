@@ -10,11 +10,13 @@ mod auto_conf;
 mod backup_label;
 mod control_file;
 mod history;
+mod incremental_file;
 mod little_endian;
 mod lsn;
 mod major_version;
 mod manifest;
 mod page;
+mod relation_file;
 mod relative_path;
 mod segment;
 mod system_identifier;
@@ -28,6 +30,10 @@ pub use auto_conf::{AutoConf, AutoConfError};
 pub use backup_label::{BackupLabel, BackupLabelError, BackupMethod, BackupSource, IncrementalFrom};
 pub use control_file::{ClusterState, ControlFile, ControlFileError, WalLevel};
 pub use history::{HistoryEntry, HistoryError, TimelineHistory};
+pub use incremental_file::{
+    BlockRun, BlockSource, ChainFile, IncrementalFileError, IncrementalHeader, Reconstruction, ReconstructionError,
+    incremental_path, reconstructed_path,
+};
 pub use lsn::{Lsn, LsnParseError};
 pub use major_version::{KNOWN_MAJOR_VERSIONS, is_known_major_version};
 pub use manifest::{
@@ -35,6 +41,7 @@ pub use manifest::{
     crc32c_from_hex, crc32c_to_hex,
 };
 pub use page::{PAGE_SIZE, PageChecker, PageRules, WrongPages, page_checksum};
+pub use relation_file::{RelationFile, RelationFork};
 pub use relative_path::{PathError, check_relative_path};
 pub use segment::{SegmentName, SegmentSize, SegmentSizeError, WalFileName, WalFileNameError};
 pub use system_identifier::{SystemIdentifier, SystemIdentifierParseError};
