@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 mod auto_conf;
+mod backup_chain;
 mod backup_label;
 mod control_file;
 mod history;
@@ -27,6 +28,7 @@ mod wal_page;
 mod wal_record;
 
 pub use auto_conf::{AutoConf, AutoConfError};
+pub use backup_chain::{ChainError, ChainMember};
 pub use backup_label::{BackupLabel, BackupLabelError, BackupMethod, BackupSource, IncrementalFrom};
 pub use control_file::{ClusterState, ControlFile, ControlFileError, WalLevel};
 pub use history::{HistoryEntry, HistoryError, TimelineHistory};
