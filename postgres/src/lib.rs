@@ -9,6 +9,7 @@
 mod auto_conf;
 mod backup_chain;
 mod backup_label;
+mod block_map;
 mod control_file;
 mod history;
 mod incremental_file;
@@ -30,6 +31,9 @@ mod wal_record;
 pub use auto_conf::{AutoConf, AutoConfError};
 pub use backup_chain::{ChainError, ChainMember};
 pub use backup_label::{BackupLabel, BackupLabelError, BackupMethod, BackupSource, IncrementalFrom};
+pub use block_map::{
+    BlockHashes, BlockMapError, BlockMapFile, BlockMapIndex, BlockMapReader, BlockMapWriter, block_hash,
+};
 pub use control_file::{ClusterState, ControlFile, ControlFileError, WalLevel};
 pub use history::{HistoryEntry, HistoryError, TimelineHistory};
 pub use incremental_file::{
