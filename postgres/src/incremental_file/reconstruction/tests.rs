@@ -110,6 +110,52 @@ fn e21_the_worst_pattern_of_a_segment_is_planned_in_bounded_memory() {
     assert_eq!((first, second), (&from(0..1, 1, 0), &from(1..2, 0, odd.header_bytes() as u64)));
 }
 
+macro_rules! sample {
+    ($name:literal) => {
+        zstd::decode_all(&include_bytes!(concat!("../../../tests/samples/18/incremental/", $name, ".zst"))[..]).unwrap()
+    };
+}
+
+/// Puts the file of real backups together, newest first.
+fn combine_real(files: &[Vec<u8>]) -> (Vec<u8>, Reconstruction) {
+    let (oldest, newer) = files.split_last().unwrap();
+    let headers: Vec<_> = newer.iter().map(|file| IncrementalHeader::parse(file, file.len() as u64).unwrap()).collect();
+    for (header, file) in headers.iter().zip(newer) {
+        assert_eq!(header.to_bytes(), &file[..header.header_bytes()]);
+    }
+    let whole = ChainFile::Whole { bytes: oldest.len() as u64 };
+    let chain: Vec<_> = headers.iter().map(incremental).chain([whole]).collect();
+    let plan = Reconstruction::plan(&chain).unwrap();
+    let mut result = Vec::new();
+    for run in plan.runs() {
+        let bytes = run.blocks.len() * BLOCK_BYTES;
+        match run.source {
+            BlockSource::Zeros => result.resize(result.len() + bytes, 0),
+            BlockSource::File { member, offset } => result.extend(&files[member][offset as usize..][..bytes]),
+        }
+    }
+    (result, plan)
+}
+
+#[test]
+fn a_real_chain_gives_what_the_servers_own_tool_makes() {
+    let (result, plan) = combine_real(&[sample!("2"), sample!("1"), sample!("0")]);
+    assert_eq!((plan.runs(), plan.copy_of()), (&[from(0..20, 2, 0)][..], None));
+    assert!(result == sample!("combined-2"));
+}
+
+#[test]
+fn e01_a_real_chain_gives_no_deleted_rows_unlike_the_servers_own_tool() {
+    let (result, plan) = combine_real(&[sample!("3"), sample!("2"), sample!("1"), sample!("0")]);
+    assert_eq!(plan.runs().last(), Some(&zeros(113..116)));
+    let theirs = sample!("combined-3");
+    let written = 113 * BLOCK_BYTES;
+    assert!(result[..written] == theirs[..written]);
+    assert_eq!(theirs.len(), result.len());
+    // What it took from before the table was cut.
+    assert!(theirs[written..] == sample!("0")[written..result.len()]);
+}
+
 /// What is done to a relation between backups.
 #[derive(Clone, Debug)]
 enum Change {
