@@ -3,7 +3,7 @@
 //! PostgreSQL 13 to 16 cannot tell which blocks changed, so the whole stream is read and compared with the map of the
 //! parent. A page's own LSN is not asked: hint bits, restored blocks and damage change a block and leave it as it is.
 //! Two blocks are taken for equal if the first 64 bits of their BLAKE3 digests are, which for two that differ happens
-//! once in 2^64; it is a cryptographic hash so that nobody who writes rows can make it happen.
+//! once in 2^64. The hash is a cryptographic one, since whoever writes rows chooses the bytes.
 //!
 //! ```text
 //! beginning     8 bytes "PGARKMAP" · u32 version 1 · u32 size of a block, 8192

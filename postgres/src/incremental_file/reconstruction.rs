@@ -28,8 +28,9 @@ pub enum ChainFile<'a> {
     Incremental {
         /// The beginning of the incremental file.
         header: &'a IncrementalHeader,
-        /// The shortest that the fork was cut to since the next older backup, counted from the segment's beginning;
-        /// nothing if it was not cut or that is not known.
+        /// The shortest that the fork was cut to since the next older backup started, counted from the segment's
+        /// beginning; nothing if it was not cut or that is not known. With a cut from before that start, blocks would
+        /// be lost that the older backup has.
         limit_block: Option<u32>,
     },
     /// Nothing.
