@@ -8,7 +8,7 @@
 //! The checksum is an FNV-1a of 32 lanes over the page with zeros in the place of the checksum, folded to 16 bits with the
 //! page's number, so that a page that was written to another place is seen too.
 
-use crate::{Lsn, check_relative_path};
+use crate::{Lsn, RelationFile};
 
 /// The size of a page in servers as they are packaged.
 pub const PAGE_SIZE: usize = 8192;
@@ -93,7 +93,7 @@ impl PageRules {
     /// A checker for a file of a backup; nothing for one that holds no pages.
     #[must_use]
     pub fn checker(self, path: &[u8]) -> Option<PageChecker> {
-        let first = relation_file_number(path)?.checked_mul(self.blocks_per_file)?;
+        let first = RelationFile::parse(path)?.segment.checked_mul(self.blocks_per_file)?;
         Some(PageChecker { start_lsn: self.start_lsn, block: first, partial: Vec::new(), wrong: WrongPages::default() })
     }
 }
@@ -157,35 +157,6 @@ impl PageChecker {
     }
 }
 
-/// The number of a relation's file, from its path below the data directory: 2 for `base/5/16384_fsm.2`.
-fn relation_file_number(path: &[u8]) -> Option<u32> {
-    check_relative_path(path).ok()?;
-    let text = std::str::from_utf8(path).ok()?;
-    let parts: Vec<&str> = text.split('/').collect();
-    let file = match parts.as_slice() {
-        ["global", file] => file,
-        ["base", database, file] if is_number(database) => file,
-        ["pg_tblspc", tablespace, version, database, file]
-            if is_number(tablespace) && version.starts_with("PG_") && is_number(database) =>
-        {
-            file
-        }
-        _ => return None,
-    };
-    let (name, number) = match file.split_once('.') {
-        None => (*file, 0),
-        Some((name, number)) if is_number(number) => (name, number.parse().ok()?),
-        Some(_) => return None,
-    };
-    let relation = ["_fsm", "_vm", "_init"].iter().find_map(|fork| name.strip_suffix(fork)).unwrap_or(name);
-    // Temporary relations begin with a letter.
-    is_number(relation).then_some(number)
-}
-
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -205,20 +176,6 @@ mod tests {
         let checksum = page_checksum(&page, block);
         page[8..10].copy_from_slice(&checksum.to_le_bytes());
         page
-    }
-
-    #[test]
-    fn files_of_relations_are_told_from_others() {
-        let number = |path: &str| relation_file_number(path.as_bytes());
-        assert_eq!(number("base/5/16384"), Some(0));
-        assert_eq!(number("base/5/16384.12"), Some(12));
-        assert_eq!(number("base/5/16384_vm.1"), Some(1));
-        assert_eq!(number("global/1262_fsm"), Some(0));
-        assert_eq!(number("pg_tblspc/16400/PG_15_202209061/5/16401"), Some(0));
-        for other in ["global/pg_control", "base/5/PG_VERSION", "base/5/pg_filenode.map", "base/5/t3_16384", "pg_wal/1"]
-        {
-            assert_eq!(number(other), None, "{other}");
-        }
     }
 
     #[test]

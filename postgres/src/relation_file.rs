@@ -9,6 +9,8 @@
 //! A relation is cut into files of 1 GiB, its segments. Numbers have no leading zeros, so that each file has one name;
 //! what is named otherwise is some other file to the server as well.
 
+use crate::PAGE_SIZE;
+
 /// The file of one segment of one fork of a relation, as its path below the data directory tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RelationFile {
@@ -44,7 +46,7 @@ const MAX_SEGMENTS: u32 = 1 << 15;
 
 impl RelationFile {
     /// The size of a block; a cluster with another one is not supported here.
-    pub const BLOCK_BYTES: usize = 8192;
+    pub const BLOCK_BYTES: usize = PAGE_SIZE;
     /// How many blocks a segment has at most: 1 GiB, as clusters have it unless PostgreSQL was built otherwise.
     pub const MAX_BLOCKS: u32 = 131_072;
 
