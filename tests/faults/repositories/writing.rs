@@ -326,9 +326,9 @@ fn the_only_one_goes_away(time: Duration) {
     two.end(Outage::Refused);
     std::thread::sleep(Duration::from_secs(2));
     load.stop();
-    receiving::wait_until_flushed(LIMIT, two.cluster.server());
+    receiving::wait_until_flushed(LIMIT + time, two.cluster.server());
     two.cluster.server().psql("SELECT FROM pg_switch_wal()");
-    receiving::wait_until_flushed(LIMIT, two.cluster.server());
+    receiving::wait_until_flushed(LIMIT + time, two.cluster.server());
     two.wait_until_equal(|_| {});
     let rows = two.cluster.server().check_pgbench_balances();
     assert_eq!(two.restored_alone(), [rows, rows]);
