@@ -145,7 +145,7 @@ fn archiving_goes_on(outage: Outage, time: Duration) {
     let list = two.cluster.restore().arg("list").succeed().stdout;
     println!("{list}");
     // Each later call copies some of what was missed; the next backup copies the one before.
-    two.wait_until_equal_wal();
+    two.wait_until_equal_wal(LIMIT + time);
     two.cluster.backup();
     two.wait_until_equal(|two| two.cluster.archive_all());
     let list = two.cluster.restore().arg("list").succeed().stdout;
@@ -158,7 +158,7 @@ fn archiving_goes_on(outage: Outage, time: Duration) {
 }
 
 impl Two {
-    fn wait_until_equal_wal(&self) {
+    fn wait_until_equal_wal(&self, limit: Duration) {
         let started = Instant::now();
         loop {
             let [near, far] = self
@@ -168,7 +168,7 @@ impl Two {
                 println!("the WAL is equal after {:?}", started.elapsed());
                 return;
             }
-            assert!(started.elapsed() < LIMIT, "{} and {} files", near.len(), far.len());
+            assert!(started.elapsed() < limit, "{} and {} files", near.len(), far.len());
             self.cluster.archive_all();
             std::thread::sleep(Duration::from_millis(500));
         }
