@@ -1,8 +1,9 @@
 //! Carries a plan out, in an order that survives a kill at any point.
 //!
-//! A backup's commit mark goes first: from then on it does not exist. Its claim goes second, so that the next expiry
-//! knows the rest for what it is, whatever its age. Children go before their parents. Whoever holds a backup meanwhile is
-//! heeded: the hold is looked for before the mark is deleted and after, and then the mark is put back.
+//! A backup's commit mark goes first: from then on it does not exist. Its claim goes right behind it, so that the next
+//! expiry knows the rest for what it is, whatever its age. When all marks are gone, WAL goes, and then everything else.
+//! Children go before their parents. Whoever holds a backup meanwhile is heeded: the hold is looked for before the mark
+//! is deleted and after, and then the mark is put back.
 //!
 //! What the store protects stays and is reported. A backup that stays keeps its WAL, so the plan is made again then.
 
@@ -78,13 +79,15 @@ impl Expiry {
         Ok((self, Some(outcome)))
     }
 
-    /// Deletes the commit marks, the newest first, and plans again when one has to stay.
+    /// Deletes the commit marks, each with its claim, the newest first, and plans again when one has to stay.
     async fn delete_marks(&mut self, policy: &RetentionPolicy, outcome: &mut Outcome) -> Result<BTreeSet<BackupId>> {
         let mut gone = BTreeSet::new();
         while let Some(id) = self.next_to_delete(&gone) {
             match delete_mark(&self.place, &id).await? {
                 Mark::Gone => {
                     tracing::info!(repository = self.place.name(), backup = %id, "deleted the backup's commit mark");
+                    // Whether or not the claim may go, the backup is gone: what stays is reported.
+                    self.delete_claim(&id, outcome).await?;
                     gone.insert(id);
                     continue;
                 }
@@ -127,15 +130,25 @@ impl Expiry {
         Ok(())
     }
 
-    /// Deletes what is left of a backup whose commit mark is gone: its claim, then everything else.
+    /// Deletes the claim of a backup. Returns whether it is gone.
+    async fn delete_claim(&self, id: &BackupId, outcome: &mut Outcome) -> Result<bool> {
+        let (store, claim) = (self.place.store(), self.place.keys().started(id));
+        match store.delete_unless_locked(&claim).await? {
+            Deletion::Done => store.settle_deletion(&claim).await.map(|()| true),
+            Deletion::Locked(lock) => {
+                outcome.locked.push(LockedObject { lock, object: claim.to_string() });
+                Ok(false)
+            }
+        }
+    }
+
+    /// Deletes what is left of a backup whose commit mark and claim have been deleted.
     async fn delete_rest(&self, id: &BackupId, outcome: &mut Outcome) -> Result<()> {
         let keys = self.place.keys();
-        let (started, mark) = (keys.started(id), keys.backup(id));
+        let (claim, mark) = (keys.started(id), keys.backup(id));
         let objects = self.stored.backups.get(id).into_iter().flatten().map(|object| (object.key.clone(), object.size));
-        let (gone, left): (Vec<_>, Vec<_>) = objects.partition(|(key, _)| *key == mark);
+        let (gone, rest): (Vec<_>, Vec<_>) = objects.partition(|(key, _)| *key == mark || *key == claim);
         outcome.freed_bytes += gone.iter().map(|(_, size)| size).sum::<u64>();
-        let (claim, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|(key, _)| *key == started);
-        self.delete_objects(claim, outcome).await?;
         self.delete_objects(rest, outcome).await?;
         self.place.store().remove_empty_folders(&keys.backup_folder(id), std::time::Duration::ZERO).await
     }
@@ -150,13 +163,8 @@ impl Expiry {
         if store.size(&keys.backup(id)).await?.is_some() {
             return Ok(false);
         }
-        match store.delete_unless_locked(&keys.started(id)).await? {
-            Deletion::Done if store.size(&keys.backup(id)).await?.is_some() => return Ok(false),
-            Deletion::Done => store.settle_deletion(&keys.started(id)).await?,
-            Deletion::Locked(lock) => {
-                outcome.locked.push(LockedObject { lock, object: keys.backup_folder(id).to_string() });
-                return Ok(false);
-            }
+        if !self.delete_claim(id, outcome).await? || store.size(&keys.backup(id)).await?.is_some() {
+            return Ok(false);
         }
         self.delete_rest(id, outcome).await?;
         Ok(true)

@@ -323,7 +323,9 @@ proptest! {
         let (_, walker) = writer.walk();
         let until = walker.valid_until().as_u64() as usize;
         prop_assert!(until == BEGIN || ends.contains(&until), "{until:X}");
-        // Nothing behind the damage counts, unless it hit padding that no checksum covers.
-        prop_assert!(until <= BEGIN + at || until == writer.position());
+        // Nothing behind the damage counts, unless it hit padding that no checksum covers. A page's timeline may be
+        // higher than that of the page before: that it was damaged, only the page behind it shows.
+        let seen_at = if (4..8).contains(&(at % PAGE)) { at.next_multiple_of(PAGE) } else { at };
+        prop_assert!(until <= BEGIN + seen_at || until == writer.position(), "{at}: {until:X}");
     }
 }
