@@ -2,7 +2,7 @@
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
-use crate::backup::Backup;
+use crate::backup::{Backup, Part, StoredFile};
 use crate::cluster::{ClusterRepository, OpenedObject};
 use crate::compression::{FRAME_BYTES, MAX_STORED_FRAME, decompress_frame};
 use crate::error::Result;
@@ -15,29 +15,62 @@ pub type PartReader = zstd::Decoder<'static, BufReader<OpenedObject>>;
 /// An object of a backup and what `backup.json` says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupObject {
+    /// What it is.
+    pub kind: BackupObjectKind,
     /// Its key.
     pub key: ObjectKey,
+    /// Its name in the backup's folder.
+    pub name: String,
     /// Bytes as stored.
     pub size: u64,
     /// CRC-32 over the stored bytes, 8 hex digits.
     pub crc32: String,
 }
 
+/// What an object of a backup is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackupObjectKind {
+    /// The part with this number.
+    Part(u32),
+    /// The included directory with this number, from 1 on.
+    Included(u32),
+    /// PostgreSQL's manifest.
+    Manifest,
+    /// Where each file is in the parts.
+    Index,
+}
+
 impl ClusterRepository {
-    /// Every object that a backup's commit mark lists.
+    /// Every object that a backup's commit mark lists, in the order of their names.
     #[must_use]
     pub fn objects_of(&self, backup: &Backup) -> Vec<BackupObject> {
-        let parts = backup.parts.iter().map(|part| BackupObject {
-            key: self.part_key(backup, part.number),
-            size: part.stored_size,
-            crc32: part.crc32.clone(),
+        let folder = self.keys().backup_folder(&backup.id);
+        let object = |kind, key: ObjectKey, size, crc32: &String| BackupObject {
+            kind,
+            name: key.name_in(&folder).to_owned(),
+            key,
+            size,
+            crc32: crc32.clone(),
+        };
+        let part = |part: &Part| {
+            object(
+                BackupObjectKind::Part(part.number),
+                self.part_key(backup, part.number),
+                part.stored_size,
+                &part.crc32,
+            )
+        };
+        let file = |kind, key, file: &StoredFile| object(kind, key, file.stored_size, &file.crc32);
+        let included = (1..).zip(&backup.included).map(|(number, included)| {
+            file(BackupObjectKind::Included(number), self.included_key(backup, number), &included.object)
         });
-        let included = (1..).zip(&backup.included);
-        let included = included.map(|(number, included)| (self.included_key(backup, number), &included.object));
-        let lists = [(self.manifest_key(backup), &backup.manifest), (self.index_key(backup), &backup.index)];
-        let files = lists.into_iter().chain(included);
-        let files = files.map(|(key, file)| BackupObject { key, size: file.stored_size, crc32: file.crc32.clone() });
-        parts.chain(files).collect()
+        let lists = [
+            file(BackupObjectKind::Manifest, self.manifest_key(backup), &backup.manifest),
+            file(BackupObjectKind::Index, self.index_key(backup), &backup.index),
+        ];
+        let mut objects: Vec<_> = backup.parts.iter().map(part).chain(included).chain(lists).collect();
+        objects.sort_by(|one, other| one.name.cmp(&other.name));
+        objects
     }
 
     /// Opens a backup's index, decrypted and decompressed. For blocking threads.

@@ -44,6 +44,12 @@ impl ObjectKey {
     pub fn file_name(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or(&self.0)
     }
+
+    /// The part behind a folder's key; all of it when it lies elsewhere.
+    #[must_use]
+    pub fn name_in(&self, folder: &Self) -> &str {
+        self.0.strip_prefix(folder.as_str()).unwrap_or(&self.0).trim_start_matches('/')
+    }
 }
 
 impl fmt::Display for ObjectKey {

@@ -31,7 +31,7 @@ pub use backup::{
     UnfinishedBackup, UnreadableBackup, WalRange,
 };
 pub use backup_id::{BackupId, BackupIdError, BackupKind};
-pub use backup_reader::{BackupObject, PartReader};
+pub use backup_reader::{BackupObject, BackupObjectKind, PartReader};
 pub use backup_writer::{
     BackupFacts, BackupTargets, BackupWriter, BackupWriterOptions, CheckedBackup, IncludedDirectory, ManifestWriter,
 };

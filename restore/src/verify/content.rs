@@ -8,10 +8,9 @@ use std::sync::{Mutex, PoisonError};
 
 use pgark_command::{Progress, ProgressDisplay};
 use pgark_postgres::{PAGE_SIZE, PageChecker, PageRules, WrongPages};
-use pgark_repository::{Backup, ClusterRepository, IndexedMember, RepositoryError};
+use pgark_repository::{Backup, BackupObject, BackupObjectKind, ClusterRepository, IndexedMember, RepositoryError};
 use tokio::runtime::Handle;
 
-use super::objects::{Kind, StoredObject};
 use super::{Fault, Findings, stored};
 use crate::copies::Copies;
 use crate::extract::{ExtractError, LastParent, Parts, Sink};
@@ -22,7 +21,7 @@ use crate::survey::{Survey, survey};
 pub(super) async fn verify(
     repository: &ClusterRepository,
     backup: &Backup,
-    objects: &[&StoredObject],
+    objects: &[&BackupObject],
     jobs: usize,
     display: ProgressDisplay,
     findings: &mut Findings,
@@ -30,11 +29,11 @@ pub(super) async fn verify(
     let chosen_parts: BTreeSet<u32> = objects
         .iter()
         .filter_map(|object| match object.kind {
-            Kind::Part(number) => Some(number),
+            BackupObjectKind::Part(number) => Some(number),
             _ => None,
         })
         .collect();
-    let wants_lists = objects.iter().any(|object| !matches!(object.kind, Kind::Included(_)));
+    let wants_lists = objects.iter().any(|object| !matches!(object.kind, BackupObjectKind::Included(_)));
     if wants_lists {
         match survey(repository, backup).await {
             Ok(survey) => {
@@ -52,13 +51,13 @@ pub(super) async fn verify(
         }
     }
     // The parts were held against their CRC-32 while they were read; the others are small.
-    let (parts, others): (Vec<&StoredObject>, Vec<&StoredObject>) =
-        objects.iter().partition(|object| matches!(object.kind, Kind::Part(_)));
+    let (parts, others): (Vec<&BackupObject>, Vec<&BackupObject>) =
+        objects.iter().partition(|object| matches!(object.kind, BackupObjectKind::Part(_)));
     findings.objects += parts.len() as u64;
     findings.stored_bytes += parts.iter().map(|part| part.size).sum::<u64>();
     stored::verify(repository, backup, &others, jobs, findings).await;
     for object in others {
-        let Kind::Included(number) = object.kind else { continue };
+        let BackupObjectKind::Included(number) = object.kind else { continue };
         let Some(included) = backup.included.get(number as usize - 1) else { continue };
         if let Err(error) = check_content(repository, backup, number, &included.object).await {
             findings.add(Fault::of_backup(backup, &object.key, &error));

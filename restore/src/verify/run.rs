@@ -6,9 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pgark_command::{ProgressDisplay, format_size};
 use pgark_postgres::{SegmentName, TimelineId};
-use pgark_repository::{Backup, BackupId, ClusterRepository, ProofKind, ProvenBackup, ReadSegments};
+use pgark_repository::{Backup, BackupId, BackupObject, ClusterRepository, ProofKind, ProvenBackup, ReadSegments};
 
-use super::objects::{StoredObject, compare, objects_of};
+use super::objects::compare;
 use super::sample::{Candidate, LastReads, Sample, stretches};
 use super::wal::{Needed, Ways};
 use super::{Fault, Findings, SampleJson, content, reason, stored, wal};
@@ -27,7 +27,7 @@ pub(super) struct Run<'r> {
 /// Everything that could be read.
 pub(super) struct Stock {
     /// Of each backup, in their order.
-    objects: Vec<Vec<StoredObject>>,
+    objects: Vec<Vec<BackupObject>>,
     stored_at: Vec<Timestamp>,
     ids: Vec<BackupId>,
     ways: Ways,
@@ -112,7 +112,7 @@ impl Run<'_> {
         let ways = Ways::new(self.catalogue, &self.backups);
         let segments = if self.quick { BTreeMap::new() } else { ways.segments(&self.backups) };
         Stock {
-            objects: self.backups.iter().map(|backup| objects_of(self.repository, backup)).collect(),
+            objects: self.backups.iter().map(|backup| self.repository.objects_of(backup)).collect(),
             stored_at: self.backups.iter().map(|backup| backup.stop_time).collect(),
             ids: self.backups.iter().map(|backup| backup.id.clone()).collect(),
             ways,
@@ -124,8 +124,8 @@ impl Run<'_> {
     pub(super) async fn read(&self, stock: &Stock, selection: &Selection, findings: &mut Findings) {
         for ((backup, objects), chosen) in self.backups.iter().zip(&stock.objects).zip(&selection.objects) {
             compare(self.repository, backup, objects, findings).await;
-            let is_whole = |object: &&StoredObject| !findings.has_fault(Some(&backup.id), object.key.as_str());
-            let read: Vec<&StoredObject> =
+            let is_whole = |object: &&BackupObject| !findings.has_fault(Some(&backup.id), object.key.as_str());
+            let read: Vec<&BackupObject> =
                 chosen.iter().filter_map(|&place| objects.get(place)).filter(is_whole).collect();
             if read.is_empty() {
                 continue;
@@ -170,7 +170,7 @@ impl Run<'_> {
             let places: Vec<usize> = (0..objects.len()).collect();
             let is_proven = |place: &usize| {
                 let object = objects.get(*place);
-                let is_whole = |object: &StoredObject| !findings.has_fault(Some(&backup.id), object.key.as_str());
+                let is_whole = |object: &BackupObject| !findings.has_fault(Some(&backup.id), object.key.as_str());
                 chosen.contains(place) && object.is_some_and(is_whole)
             };
             let name = |place: &usize| objects.get(*place).map(|object| object.name.clone()).unwrap_or_default();

@@ -3,9 +3,8 @@
 use std::io::Read;
 
 use futures_util::{StreamExt, stream};
-use pgark_repository::{Backup, ClusterRepository, RepositoryError};
+use pgark_repository::{Backup, BackupObject, ClusterRepository, RepositoryError};
 
-use super::objects::StoredObject;
 use super::{Fault, Findings};
 use crate::damage::{damaged, reading_failed};
 use crate::survey::blocking;
@@ -13,7 +12,7 @@ use crate::survey::blocking;
 pub(super) async fn verify(
     repository: &ClusterRepository,
     backup: &Backup,
-    objects: &[&StoredObject],
+    objects: &[&BackupObject],
     jobs: usize,
     findings: &mut Findings,
 ) {
@@ -28,7 +27,7 @@ pub(super) async fn verify(
     }
 }
 
-async fn check(repository: &ClusterRepository, object: &StoredObject) -> Result<(), RepositoryError> {
+async fn check(repository: &ClusterRepository, object: &BackupObject) -> Result<(), RepositoryError> {
     let mut reader = repository.store().open_reader(&object.key).await?;
     let wrong = |what: &str, found: String, expected: String| {
         damaged(repository, &object.key, format!("its {what} is {found}, backup.json says {expected}"))
