@@ -11,7 +11,7 @@ mod measure;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use harness::{PostgresServer, TempDir, TestUser};
+use harness::{PostgresServer, TempDir, TestUser, from_environment};
 use measure::{Table, measure};
 
 fn main() {
@@ -20,7 +20,7 @@ fn main() {
         println!("this is a build without optimisation: use make bench-verify");
         return;
     }
-    let (scale, rounds): (u32, usize) = (number("SCALE", 150), number("ROUNDS", 5));
+    let (scale, rounds): (u32, usize) = (from_environment("SCALE", 150), from_environment("ROUNDS", 5));
     for (checksums, full) in [(true, "full, with page checksums"), (false, "full, without page checksums")] {
         let bench = Bench::new(scale, checksums);
         let mut quick = Table::new("quick: the stored bytes", "cat");
@@ -34,10 +34,6 @@ fn main() {
         quick.print();
         whole.print();
     }
-}
-
-fn number<T: std::str::FromStr>(variable: &str, default: T) -> T {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 /// A repository with one backup.

@@ -10,7 +10,7 @@ mod measure;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use harness::{PostgresServer, TempDir, TestUser};
+use harness::{PostgresServer, TempDir, TestUser, from_environment};
 use measure::{Measurement, Table, measure};
 
 /// The level that every tool compresses with.
@@ -23,16 +23,12 @@ fn main() {
         println!("this is a build without optimisation: use make bench");
         return;
     }
-    let scale: u32 = number("SCALE", 150);
-    let rounds: usize = number("ROUNDS", 5);
+    let scale: u32 = from_environment("SCALE", 150);
+    let rounds: usize = from_environment("ROUNDS", 5);
     let bench = Bench::new(scale);
     bench.backups(rounds);
     bench.restores(rounds);
     bench.archive(rounds);
-}
-
-fn number<T: std::str::FromStr>(variable: &str, default: T) -> T {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 struct Bench {

@@ -8,6 +8,7 @@
 
 mod azurite;
 mod certificates;
+mod environment;
 mod fault_proxy;
 mod gcs_stub;
 mod object_storage;
@@ -26,6 +27,7 @@ mod wait;
 
 pub use azurite::Azurite;
 pub use certificates::{Certificate, CertificateAuthority};
+pub use environment::from_environment;
 pub use fault_proxy::{Action, Fault, FaultProxy, Trigger};
 pub use gcs_stub::{GcsStub, service_account};
 pub use object_storage::{S3Keys, azure_repository, gcs_repository, s3_repository};
