@@ -5,7 +5,9 @@
 //! only then the commit mark is created. Whatever fails before that leaves no backup behind.
 
 mod included;
+mod limit_blocks;
 mod needed_wal;
+mod parent;
 mod receive;
 mod summary;
 mod tar_stream;
@@ -28,6 +30,8 @@ use pgark_repository::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::limit_blocks::{LimitBlocks, history_since};
+use self::parent::{Base, ChainPolicy, KeptManifest, KeptManifests, Parent, Wanted};
 use self::receive::{Received, Writing, receive};
 pub use self::tar_stream::{TarPiece, TarStream, TarStreamError};
 use self::wal_delivery::WalHold;
@@ -35,12 +39,15 @@ use crate::catch_up::{Stock, fill};
 use crate::expire;
 use crate::replication::{
     BackupEnd, BackupStart, BaseBackupOptions, BaseBackupStream, ConnectionOptions, DamagedFiles,
-    ReplicationConnection, ReplicationError, SystemIdentification,
+    ReplicationConnection, ReplicationError, ServerError, SystemIdentification, sqlstate,
 };
-use crate::server::{Archiving, Server};
+use crate::server::{Archiving, FIRST_INCREMENTAL_MAJOR, Server};
 
 /// Written into `backup_label`.
 const LABEL: &str = "pgark base backup";
+
+/// Before these minor releases, WAL summaries can lack what changed: an incremental backup may then be wrong.
+const FIRST_SOUND_SUMMARIES: [(u32, u32); 2] = [(17, 170_011), (18, 180_006)];
 
 /// How long a backup that has failed waits until its uploads are aborted: a store that hangs must not hang the exit.
 const ABORT_PATIENCE: Duration = Duration::from_secs(5);
@@ -48,9 +55,17 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(5);
 /// Options of `backup`.
 #[derive(Args, Debug)]
 pub struct BackupArguments {
-    /// Take a full backup (the only kind so far)
-    #[arg(long)]
+    /// Take a full backup [default: backup.incremental decides, else full]
+    #[arg(long, group = "kind")]
     pub full: bool,
+
+    /// Store what changed since the last backup; PostgreSQL 17 and later, with summarize_wal = on
+    #[arg(long, group = "kind")]
+    pub incremental: bool,
+
+    /// Store what changed since the last full backup
+    #[arg(long, group = "kind")]
+    pub differential: bool,
 
     /// Choose how the first checkpoint is made: `fast` or `spread` [default: backup.checkpoint, else fast]
     #[arg(long, value_name = "MODE")]
@@ -123,17 +138,42 @@ pub async fn backup(
             "lies outside the data directory and is not in the backup; --include takes its directory along"
         );
     }
+    let wanted = Wanted::new(configuration.backup.incremental, arguments.base());
+    let kept = KeptManifests::new(&configuration);
+    let backups = match wanted {
+        Wanted::Full => Vec::new(),
+        Wanted::ChangesSince { .. } => {
+            parent::common_backups(&repositories).await.context("look for the backup on which this one builds")?
+        }
+    };
+    let mut parent = connected.parent(wanted, &configuration, &backups, &kept).await?;
     let mut writing = Writing::Gone;
     let progress = Progress::start("backup", ProgressDisplay::detect(global));
-    let taken = tokio::select! {
-        taken = connected.take(&repositories, &configuration, &mut writing, &progress) => taken,
-        name = &mut stopped => Err(anyhow::anyhow!("stopped by {name}; nothing was committed")),
+    let taken = loop {
+        let taken = tokio::select! {
+            taken = connected.take(&repositories, &configuration, parent, &kept, &mut writing, &progress) => taken,
+            name = &mut stopped => Err(anyhow::anyhow!("stopped by {name}; nothing was committed")),
+        };
+        match taken {
+            Err(error) if !wanted.is_demanded() && error.is::<IncrementalRefused>() => {
+                tracing::warn!(reason = format!("{error:#}"), "taking a full backup");
+                std::mem::replace(&mut writing, Writing::Gone).withdraw().await;
+                parent = None;
+            }
+            taken => break taken,
+        }
     };
     progress.finish();
-    let taken = match taken {
+    let mut taken = match taken {
         Ok(taken) => taken,
         Err(error) => {
-            if tokio::time::timeout(ABORT_PATIENCE, writing.abort()).await.is_err() {
+            let given_up = async {
+                match error.is::<IncrementalRefused>() {
+                    true => writing.withdraw().await,
+                    false => writing.abort().await,
+                }
+            };
+            if tokio::time::timeout(ABORT_PATIENCE, given_up).await.is_err() {
                 tracing::warn!("a repository does not answer: pieces of an unfinished upload may be left in it");
             }
             return Err(error.context("take the base backup"));
@@ -142,6 +182,7 @@ pub async fn backup(
     // From here on there is nothing to abort; a commit that has begun is not interrupted either.
     let damaged_files = taken.damaged_files.to_string();
     let targets = taken.targets.clone();
+    let manifest = taken.manifest.take();
     // One that was left out a moment ago is not asked again.
     let behind = match targets.repositories() {
         several if several.len() > 1 => Stock::of_all(&several).await.unwrap_or_default(),
@@ -149,6 +190,11 @@ pub async fn backup(
     };
     let backup = taken.commit(&configuration, annotations, included).await.context("commit the backup")?;
     connected.hold.end().await;
+    if let Some(manifest) = manifest
+        && let Err(error) = kept.keep(manifest, &backup.id, parent.map_or(&backup.id, |parent| parent.first))
+    {
+        tracing::warn!(%error, "the manifest cannot be kept in state_dir: the next backup will be a full one");
+    }
     notify_message(format!("backup {} is stored", backup.id));
     let elapsed = started.elapsed();
     // By what they had before this backup; what came since came to them, too.
@@ -204,6 +250,23 @@ fn parse_annotations(texts: &[String]) -> anyhow::Result<BTreeMap<String, String
     Ok(annotations)
 }
 
+impl BackupArguments {
+    /// What the command demands, if it does.
+    fn base(&self) -> Option<Option<Base>> {
+        match (self.full, self.incremental, self.differential) {
+            (true, ..) => Some(None),
+            (_, true, _) => Some(Some(Base::Last)),
+            (.., true) => Some(Some(Base::LastFull)),
+            _ => None,
+        }
+    }
+}
+
+/// The server does not send only what changed: summaries are missing, or it cannot follow the parent.
+#[derive(Debug, thiserror::Error)]
+#[error("the server cannot send only what changed")]
+struct IncrementalRefused(#[source] Box<ServerError>);
+
 /// The server that is backed up, with its connections.
 struct Source {
     sql: Server,
@@ -230,6 +293,8 @@ struct Taken {
     tablespaces: Vec<Tablespace>,
     damaged_pages: Option<String>,
     damaged_files: DamagedFiles,
+    /// The manifest, for the next backup.
+    manifest: Option<KeptManifest>,
 }
 
 impl Source {
@@ -261,17 +326,71 @@ impl Source {
         Ok(Self { sql, replication, hold, facts, identity, segment_size, start_time })
     }
 
+    /// Chooses the backup on which this one builds; nothing for a full one, and the reason is said.
+    async fn parent<'b>(
+        &self,
+        wanted: Wanted,
+        configuration: &Configuration,
+        backups: &'b [Backup],
+        kept: &KeptManifests,
+    ) -> anyhow::Result<Option<Parent<'b>>> {
+        let Wanted::ChangesSince { base, is_demanded } = wanted else { return Ok(None) };
+        let chosen = async {
+            let policy =
+                ChainPolicy { full_every: configuration.backup.full_every, chain_max: configuration.backup.chain_max };
+            let policy = (!is_demanded).then_some(policy);
+            self.sql.can_send_changes().await.map_err(|error| format!("{error:#}"))??;
+            let chosen = parent::choose(backups, base, policy, &self.facts, self.start_time)?;
+            kept.open(chosen.backup).map_err(|reason| format!("of {}, {reason}", chosen.backup.id))?;
+            Ok::<_, String>(chosen)
+        };
+        match chosen.await {
+            Ok(chosen) => {
+                let version = self.facts.version_num;
+                if FIRST_SOUND_SUMMARIES.iter().any(|&(major, sound)| major == self.facts.major() && version < sound) {
+                    tracing::warn!(
+                        server_version = version,
+                        "this minor release has known faults in its WAL summaries; update it, or take full backups"
+                    );
+                }
+                Ok(Some(chosen))
+            }
+            Err(reason) if is_demanded => {
+                Err(Failure::new(ExitCode::Failed, format!("an incremental backup cannot be taken: {reason}"))
+                    .with_hint("take a full one with --full")
+                    .into())
+            }
+            Err(reason) => {
+                tracing::info!(reason, "taking a full backup");
+                Ok(None)
+            }
+        }
+    }
+
     async fn take(
         &mut self,
         repositories: &[ClusterRepository],
         configuration: &Configuration,
+        parent: Option<Parent<'_>>,
+        kept: &KeptManifests,
         writing: &mut Writing,
         progress: &Progress,
     ) -> anyhow::Result<Taken> {
         let level = configuration.compression.level;
+        let parent = parent.map(|parent| parent.backup);
+        let mut repositories = repositories.to_vec();
+        let mut history = None;
+        if let Some(parent) = parent {
+            repositories = with_parent(repositories, parent).await?;
+            history = history_since(parent, self.identity.timeline, &mut self.replication).await?;
+            let manifest = kept.open(parent).map_err(anyhow::Error::msg)?;
+            let upload = self.replication.upload_manifest(manifest).await;
+            upload.with_context(|| format!("give the server the manifest of {}", parent.id))?;
+        }
+        let repositories = repositories.as_slice();
         let writer = BackupWriter::begin(
             repositories.to_vec(),
-            BackupKind::Full,
+            parent.map(|parent| parent.id.clone()),
             host_name(),
             concat!("pgark ", env!("CARGO_PKG_VERSION")).to_owned(),
             BackupWriterOptions {
@@ -283,20 +402,35 @@ impl Source {
         .await?;
         tracing::debug!(id = %writer.id(), "claimed the backup's id");
         let targets = writer.targets().clone();
+        let mut manifest = self.keep_manifest(kept, writer.id());
         *writing = Writing::Parts(Box::new(writer));
 
         let options = BaseBackupOptions {
             label: LABEL.to_owned(),
             fast_checkpoint: configuration.backup.checkpoint == CheckpointMode::Fast,
             max_rate_kib: configuration.backup.max_rate.map(pgark_command::MaxRate::kilobytes_per_second),
+            incremental: parent.is_some(),
             ..BaseBackupOptions::default()
         };
-        let mut stream = self.replication.base_backup(&options).await?;
+        let mut stream = match self.replication.base_backup(&options).await {
+            Err(ReplicationError::Server { server })
+                if parent.is_some() && server.sqlstate == sqlstate::NOT_IN_PREREQUISITE_STATE =>
+            {
+                return Err(IncrementalRefused(server).into());
+            }
+            stream => stream?,
+        };
         let start = stream.start();
         let tablespaces = tablespaces(&stream);
-        progress.set_total(stream.estimated_size_kib().unwrap_or(0) * 1024);
+        let mut limits = LimitBlocks::default();
+        if let Some(parent) = parent {
+            limits = LimitBlocks::between(history.as_ref(), parent, start, &self.sql).await?;
+        } else {
+            // Of an incremental backup the server knows no size in advance.
+            progress.set_total(stream.estimated_size_kib().unwrap_or(0) * 1024);
+        }
         let received = tokio::select! {
-            received = receive(&mut stream, writing, progress) => received?,
+            received = receive(&mut stream, writing, &limits, &mut manifest, progress) => received?,
             error = self.hold.keep() => {
                 return Err(error).context("the connection that holds the backup's WAL broke");
             }
@@ -306,14 +440,14 @@ impl Source {
             Err(ReplicationError::PagesDamaged { end, server }) => (end, Some(server.message)),
             Err(error) => return Err(error.into()),
         };
-        let (checked, manifest) = writing.finish().await?;
-        self.check(&received, start, end, &manifest)?;
+        let (checked, manifest_end) = writing.finish().await?;
+        self.check(&received, parent, start, end, &manifest_end)?;
         let map =
             TablespaceMap::parse(&received.map, self.facts.major()).context("read the server's tablespace_map")?;
         check_tablespaces(&map, &tablespaces)?;
         let stop_time = self.sql.clock().await?;
 
-        let segments = needed_wal::needed_segments(&manifest.wal_ranges, self.segment_size);
+        let segments = needed_wal::needed_segments(&manifest_end.wal_ranges, self.segment_size);
         let wal = needed_wal::wal_range(&segments).context("the server's manifest names no WAL")?;
         let patience = match self.sql.archiving().await? {
             Archiving::On => configuration.backup.archive_wait,
@@ -345,13 +479,27 @@ impl Source {
             tablespaces,
             damaged_pages,
             damaged_files: self.replication.damaged_files().clone(),
+            manifest,
         })
+    }
+
+    /// Keeps the manifest where the server can use it later.
+    fn keep_manifest(&self, kept: &KeptManifests, id: &BackupId) -> Option<KeptManifest> {
+        if i64::from(self.facts.major()) < FIRST_INCREMENTAL_MAJOR {
+            return None;
+        }
+        let begun = kept.begin(id);
+        if let Err(error) = &begun {
+            tracing::info!(%error, "the manifest cannot be kept in state_dir: the next backup cannot build on this one");
+        }
+        begun.ok()
     }
 
     /// Everything that the server says twice must agree.
     fn check(
         &self,
         received: &Received,
+        parent: Option<&Backup>,
         start: BackupStart,
         end: BackupEnd,
         manifest: &ManifestEnd,
@@ -372,6 +520,12 @@ impl Source {
             start.lsn
         );
         needed_wal::check_ranges(&manifest.wal_ranges, start, end)?;
+        let built_on = received.label.incremental_from.map(|from| (from.lsn, from.timeline));
+        let expected = parent.map(|parent| (parent.start_lsn, parent.timeline));
+        ensure!(
+            built_on == expected,
+            "backup_label says that the backup builds on {built_on:?}, which should be {expected:?}"
+        );
         ensure!(
             (received.label.backup_from == BackupSource::Standby) == self.facts.standby,
             "the server changed its role while the backup was taken"
@@ -392,6 +546,7 @@ impl Taken {
         let facts = |id: BackupId| Backup {
             format: 0,
             id,
+            // The writer knows.
             kind: BackupKind::Full,
             parent: None,
             cluster: configuration.cluster.name.clone(),
@@ -418,6 +573,30 @@ impl Taken {
         };
         Ok(self.checked.commit(&facts).await?)
     }
+}
+
+/// The repositories that have the parent. One that is not required goes without this backup if it does not.
+async fn with_parent(all: Vec<ClusterRepository>, parent: &Backup) -> anyhow::Result<Vec<ClusterRepository>> {
+    let mut chosen = Vec::with_capacity(all.len());
+    for repository in all {
+        if !repository.is_optional() {
+            chosen.push(repository);
+            continue;
+        }
+        match parent::has_backup(&repository, parent).await {
+            Ok(true) => chosen.push(repository),
+            Ok(false) => tracing::warn!(
+                repository = repository.name(),
+                parent = %parent.id,
+                "does not have the backup on which this one builds, and is left out"
+            ),
+            Err(error) => {
+                let error: &(dyn std::error::Error + 'static) = &error;
+                tracing::warn!(repository = repository.name(), error, "is left out");
+            }
+        }
+    }
+    Ok(chosen)
 }
 
 fn tablespaces(stream: &BaseBackupStream<'_>) -> Vec<Tablespace> {

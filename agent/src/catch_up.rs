@@ -127,7 +127,13 @@ async fn fill_one(stock: &Stock, others: &[&Stock], copied: &mut Copied) -> Resu
             delete_pieces(&stock.repository, *segment, &|_| true).await?;
         }
     }
+    let mut there: BTreeSet<&BackupId> = stock.backups.iter().map(|backup| &backup.id).collect();
     for backup in newer_backups(&stock.backups, others.iter().flat_map(|other| &other.backups)) {
+        if let Some(parent) = backup.parent.as_ref().filter(|parent| !there.contains(parent)) {
+            let (repository, id) = (stock.repository.name(), &backup.id);
+            tracing::warn!(repository, %id, %parent, "is not copied, since the backup on which it builds is not there");
+            continue;
+        }
         let Some(source) = sources.iter().find(|other| other.backups.contains(backup)) else {
             tracing::warn!(
                 repository = stock.repository.name(),
@@ -139,6 +145,7 @@ async fn fill_one(stock: &Stock, others: &[&Stock], copied: &mut Copied) -> Resu
         };
         tracing::info!(repository = stock.repository.name(), id = %backup.id, "copying a backup");
         stock.repository.copy_backup(&source.repository, backup).await?;
+        there.insert(&backup.id);
         copied.backups += 1;
     }
     Ok(())

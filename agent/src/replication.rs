@@ -25,6 +25,7 @@ mod scripted;
 mod sql_stream;
 mod tls;
 mod transport;
+mod upload_manifest;
 mod wal_stream;
 
 pub use base_backup::{
@@ -34,6 +35,7 @@ pub use commands::{SlotKind, SystemIdentification, TimelineHistoryFile};
 pub use connection::ReplicationConnection;
 pub use connection_string::ConnectionStringError;
 pub use damaged_files::DamagedFiles;
+pub(crate) use error::sqlstate;
 pub use error::{ReplicationError, ServerError};
 pub use literal::LiteralError;
 pub use options::{

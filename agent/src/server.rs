@@ -12,6 +12,9 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::replication::{ConnectionOptions, ReplicationError, SqlStream};
 
+/// Servers before it send everything or nothing.
+pub(crate) const FIRST_INCREMENTAL_MAJOR: i64 = 17;
+
 /// A question to the server failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -189,6 +192,24 @@ impl Server {
             data_checksums: self.setting("data_checksums").await? == "on",
             standby: self.one("its role", "SELECT pg_is_in_recovery()").await?,
         })
+    }
+
+    /// Whether it sends incremental backups to this role; otherwise why not.
+    pub(crate) async fn can_send_changes(&self) -> Result<Result<(), String>, ServerError> {
+        let version = self.number("its version", "SHOW server_version_num").await?;
+        if version / 10_000 < FIRST_INCREMENTAL_MAJOR {
+            return Ok(Err(format!("PostgreSQL {} cannot send only what changed", version / 10_000)));
+        }
+        if self.setting("summarize_wal").await? != "on" {
+            return Ok(Err("summarize_wal is off; ALTER SYSTEM SET summarize_wal = on, then reload".to_owned()));
+        }
+        // The cuts of relations are asked for by it.
+        let function = "pg_catalog.pg_wal_summary_contents(bigint, pg_lsn, pg_lsn)";
+        let query = format!("SELECT has_function_privilege('{function}', 'execute')");
+        if !self.one::<bool>("the right to read WAL summaries", &query).await? {
+            return Ok(Err(format!("this role may not call {function}; GRANT EXECUTE ON FUNCTION it to it")));
+        }
+        Ok(Ok(()))
     }
 
     async fn one<T: for<'a> tokio_postgres::types::FromSql<'a>>(

@@ -92,6 +92,23 @@ pub struct BackupConfiguration {
     pub archive_wait: Duration,
     /// Directories on this host that are taken along, such as one with configuration.
     pub include: Vec<String>,
+    /// Whether a backup builds on another one, when the command does not say it.
+    pub incremental: IncrementalMode,
+    /// In the modes that choose, the age of the last full backup from which on the next one is full.
+    pub full_every: Duration,
+    /// In the modes that choose, how many backups build on one another before the next one is full.
+    pub chain_max: usize,
+}
+
+/// Whether a backup builds on another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IncrementalMode {
+    /// It holds everything.
+    Never,
+    /// It holds what changed since the last backup, or everything where that cannot be.
+    Auto,
+    /// It holds what changed since the last full backup, or everything where that cannot be.
+    Differential,
 }
 
 /// `[archive]`: how one call of `pgark-archive-command` behaves.
@@ -323,6 +340,9 @@ impl BackupConfiguration {
             part_size: section.size("part_size", 256 * MIB, 16 * MIB, 16 * GIB),
             archive_wait: section.duration("archive_wait", Duration::from_secs(60), Duration::ZERO, DAY),
             include: section.list("include"),
+            incremental: section.parsed("incremental", IncrementalMode::Never, str::parse),
+            full_every: section.duration("full_every", DAY * 7, Duration::from_secs(60 * 60), DAY * 3660),
+            chain_max: section.integer("chain_max", 14, 1, 1000) as usize,
         }
     }
 }
@@ -346,6 +366,19 @@ fn parse_slot(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err("1 to 63 lower-case letters, digits and `_` are allowed".to_owned())
+    }
+}
+
+impl std::str::FromStr for IncrementalMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "never" => Ok(Self::Never),
+            "auto" => Ok(Self::Auto),
+            "differential" => Ok(Self::Differential),
+            _ => Err("expected `never`, `auto` or `differential`".to_owned()),
+        }
     }
 }
 

@@ -19,10 +19,10 @@ mod time_input;
 
 pub use configuration::{
     ArchiveConfiguration, BackupConfiguration, CheckpointMode, ClusterConfiguration, CompressionConfiguration,
-    Configuration, ConfigurationError, CredentialSource, DrillConfiguration, DrillQuery, Environment, Fault, MaxRate,
-    NotifyConfiguration, NotifyResult, Origin, Overrides, ProofsConfiguration, QuantityError, RepositoryConfiguration,
-    RestoreConfiguration, RetentionConfiguration, Scheme, Secret, SecretSource, StreamConfiguration,
-    VerifyConfiguration, configuration_path, parse_duration, parse_size,
+    Configuration, ConfigurationError, CredentialSource, DrillConfiguration, DrillQuery, Environment, Fault,
+    IncrementalMode, MaxRate, NotifyConfiguration, NotifyResult, Origin, Overrides, ProofsConfiguration, QuantityError,
+    RepositoryConfiguration, RestoreConfiguration, RetentionConfiguration, Scheme, Secret, SecretSource,
+    StreamConfiguration, VerifyConfiguration, configuration_path, parse_duration, parse_size,
 };
 pub use data_directory::{DataDirectoryError, data_directory_of_wal_file, read_control_file};
 pub use exit_code::{ExitCode, ExitPolicy};

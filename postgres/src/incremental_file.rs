@@ -134,7 +134,7 @@ impl IncrementalHeader {
     }
 
     /// Returns the blocks that the file holds, neighbours as one, and the offset in the file where each run begins.
-    fn runs(&self) -> impl Iterator<Item = (Range<u32>, u64)> {
+    pub fn runs(&self) -> impl Iterator<Item = (Range<u32>, u64)> {
         let mut next = self.header_bytes() as u64;
         self.runs.iter().map(move |run| {
             let offset = next;

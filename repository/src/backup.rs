@@ -254,6 +254,9 @@ pub struct Started {
     pub time: Timestamp,
     /// The program.
     pub written_by: String,
+    /// The backup that it builds on, which must not go meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<BackupId>,
 }
 
 /// A backup's folder that has no commit mark: one that runs, or that was interrupted.
@@ -344,7 +347,11 @@ impl ClusterRepository {
         Ok(backup)
     }
 
-    async fn started(&self, id: &BackupId) -> Result<Option<Started>> {
+    /// Reads a backup's claim; nothing where there is none, or none that can be read.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn started(&self, id: &BackupId) -> Result<Option<Started>> {
         let key = self.keys().started(id);
         match self.store().read(&key, 1 << 20).await {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),

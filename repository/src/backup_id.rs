@@ -18,6 +18,12 @@ pub enum BackupKind {
 }
 
 impl BackupKind {
+    /// The kind of a backup that builds on this one, or on none.
+    #[must_use]
+    pub fn with_parent(parent: Option<&BackupId>) -> Self {
+        if parent.is_some() { Self::Incremental } else { Self::Full }
+    }
+
     fn suffix(self) -> &'static str {
         match self {
             Self::Full => "full",

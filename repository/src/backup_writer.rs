@@ -15,8 +15,6 @@ mod manifest;
 mod parts;
 mod targets;
 
-use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -35,6 +33,7 @@ use crate::cluster::ClusterRepository;
 use crate::compression::FrameCompressor;
 use crate::error::{RepositoryError, Result};
 use crate::index::{IndexLine, IndexedFile, IndexedMember, IndexedPart};
+use crate::path_set::PathSet;
 use crate::store::{Creation, StoredObject};
 use crate::tar_header::{END_OF_ARCHIVE, TAR_BLOCK, TarMember, tar_padding};
 
@@ -53,7 +52,7 @@ pub struct BackupWriterOptions {
 pub struct BackupWriter {
     targets: BackupTargets,
     id: BackupId,
-    kind: BackupKind,
+    parent: Option<BackupId>,
     options: BackupWriterOptions,
     stream: PartStream,
     index: IndexBuffer,
@@ -74,24 +73,25 @@ struct OpenMember {
 pub type BackupFacts<'a> = dyn Fn(BackupId) -> Backup + Send + Sync + 'a;
 
 impl BackupWriter {
-    /// Claims an id in every repository. One that is not required and fails is left out from then on.
+    /// Claims an id in every repository. One that is not required and fails is left out from then on. With a parent, which
+    /// every repository must have, the backup is an incremental one.
     ///
     /// # Errors
     /// When a repository refuses or cannot be reached.
     pub async fn begin(
         repositories: Vec<ClusterRepository>,
-        kind: BackupKind,
+        parent: Option<BackupId>,
         host: String,
         written_by: String,
         options: BackupWriterOptions,
     ) -> Result<Self> {
         let targets = BackupTargets::new(repositories);
-        let id = claim(&targets, kind, host, written_by).await?;
+        let id = claim(&targets, parent.as_ref(), host, written_by).await?;
         let stream = PartStream::new(targets.clone(), id.clone(), options);
         Ok(Self {
             targets,
             id,
-            kind,
+            parent,
             options,
             stream,
             index: IndexBuffer::new()?,
@@ -115,13 +115,29 @@ impl BackupWriter {
         &self.targets
     }
 
+    /// Gives back what was claimed, before anything is stored.
+    pub async fn withdraw(self) {
+        for (_, target) in self.targets.there() {
+            let (store, keys) = (target.repository.store(), target.repository.keys());
+            let deleted = async {
+                store.delete(&keys.started(&self.id)).await?;
+                store.remove_empty_folders(&keys.backup_folder(&self.id), std::time::Duration::ZERO).await
+            };
+            if let Err(error) = deleted.await {
+                let error: &(dyn std::error::Error + 'static) = &error;
+                tracing::debug!(repository = store.name(), error, "the claim stays, for expiry to remove");
+            }
+        }
+        self.stream.abort().await;
+    }
+
     /// Begins a file or directory. A file's content follows through [`BackupWriter::write`], exactly
-    /// as many bytes as its size.
+    /// as many bytes as its size. `limit_block` is that of [`IndexedFile`].
     ///
     /// # Errors
     /// `Input` for a path that cannot be stored or a file whose content is not complete; or when a
     /// repository fails.
-    pub async fn begin_member(&mut self, member: &TarMember) -> Result<()> {
+    pub async fn begin_member(&mut self, member: &TarMember, limit_block: Option<u32>) -> Result<()> {
         self.check_complete()?;
         let header = member.header().map_err(|error| RepositoryError::Input(error.to_string()))?;
         if !self.paths.insert(&member.path) {
@@ -138,7 +154,7 @@ impl BackupWriter {
             mode: member.mode,
             part: self.part,
             offset,
-            file: member.size.map(|size| IndexedFile { size, mtime: member.mtime, crc32c: 0 }),
+            file: member.size.map(|size| IndexedFile { size, mtime: member.mtime, crc32c: 0, limit_block }),
         };
         match member.size {
             None => {
@@ -221,7 +237,7 @@ impl BackupWriter {
         let index = self.index.finish()?;
         let manifest = FanOut::begin(&self.targets, |keys, sealing| keys.manifest(&self.id, sealing)).await?;
         let stored =
-            StoredBackup { targets: self.targets, id: self.id, kind: self.kind, parts, totals: self.totals, index };
+            StoredBackup { targets: self.targets, id: self.id, parent: self.parent, parts, totals: self.totals, index };
         ManifestWriter::new(stored, manifest, self.options.level)
     }
 
@@ -236,7 +252,7 @@ impl BackupWriter {
 pub(crate) struct StoredBackup {
     targets: BackupTargets,
     id: BackupId,
-    kind: BackupKind,
+    parent: Option<BackupId>,
     parts: Vec<FinishedPart>,
     totals: Totals,
     index: FinishedIndex,
@@ -258,14 +274,8 @@ impl CheckedBackup {
         &self.stored.id
     }
 
-    /// Full or incremental.
-    #[must_use]
-    pub fn kind(&self) -> BackupKind {
-        self.stored.kind
-    }
-
     /// Stores the index and, last of all, the commit mark, in every repository. `facts` fills in what
-    /// the caller knows; format, id, kind, parts, included directories, manifest, index, totals and recipients are ours.
+    /// the caller knows; format, id, kind, parent, parts, included directories, manifest, index, totals and recipients are ours.
     ///
     /// Returns the first commit mark. Repositories that are required get theirs first.
     ///
@@ -295,7 +305,8 @@ impl CheckedBackup {
             let mut backup = facts(stored.id.clone());
             backup.format = BACKUP_FORMAT;
             backup.id = stored.id.clone();
-            backup.kind = stored.kind;
+            backup.kind = BackupKind::with_parent(stored.parent.as_ref());
+            backup.parent = stored.parent.clone();
             backup.parts = parts;
             backup.manifest = manifest;
             backup.index = stored_file(key.file_name().to_owned(), index, &stored.index.sha256);
@@ -313,7 +324,7 @@ impl CheckedBackup {
                     Creation::Different => {
                         Err(RepositoryError::Conflict { repository: repository.name().to_owned(), key: key.clone() })
                     }
-                    Creation::Created | Creation::Identical => check_claim(repository, &stored.id).await,
+                    Creation::Created | Creation::Identical => check_claim(repository, &stored).await,
                 }
             };
             if target.attempt(create).await?.is_some() {
@@ -334,24 +345,37 @@ impl FinishedPart {
 
 /// Expiry deletes the claim before anything else of a backup that it takes for an interrupted one: a writer that stood
 /// still for so long must not commit what may be gone.
-async fn check_claim(repository: &ClusterRepository, id: &BackupId) -> Result<()> {
-    if repository.store().size(&repository.keys().started(id)).await?.is_some() {
+///
+/// The claim also keeps the parent. It may have been overlooked by an expiry that had begun before.
+async fn check_claim(repository: &ClusterRepository, stored: &StoredBackup) -> Result<()> {
+    let (id, name) = (&stored.id, repository.name());
+    let reason = if repository.store().size(&repository.keys().started(id)).await?.is_none() {
+        format!(
+            "backup {id} had not been written to for so long that it was deleted from the repository `{name}` as an \
+             interrupted one"
+        )
+    } else if let Some(parent) = &stored.parent
+        && repository.store().size(&repository.keys().backup(parent)).await?.is_none()
+    {
+        format!("backup {parent}, on which {id} builds, was deleted from the repository `{name}` meanwhile")
+    } else {
         return Ok(());
-    }
+    };
     repository.store().delete(&repository.keys().backup(id)).await?;
-    Err(RepositoryError::Input(format!(
-        "backup {id} had not been written to for so long that it was deleted from the repository `{}` as an interrupted \
-         one",
-        repository.name()
-    )))
+    Err(RepositoryError::Input(reason))
 }
 
 /// Claims an id that is free in every repository. Two writers in one second get different ids,
 /// because the claim is a conditional create.
-async fn claim(targets: &BackupTargets, kind: BackupKind, host: String, written_by: String) -> Result<BackupId> {
+async fn claim(
+    targets: &BackupTargets,
+    parent: Option<&BackupId>,
+    host: String,
+    written_by: String,
+) -> Result<BackupId> {
     for _ in 0..10 {
         let time = Timestamp::now();
-        let id = BackupId::new(time, kind);
+        let id = BackupId::new(time, BackupKind::with_parent(parent));
         let started = Started {
             format: BACKUP_FORMAT,
             id: id.clone(),
@@ -359,6 +383,7 @@ async fn claim(targets: &BackupTargets, kind: BackupKind, host: String, written_
             process: std::process::id(),
             time,
             written_by: written_by.clone(),
+            parent: parent.cloned(),
         };
         let json = to_json(&started)?;
         let mut free = true;
@@ -378,21 +403,6 @@ async fn claim(targets: &BackupTargets, kind: BackupKind, host: String, written_
     Err(RepositoryError::Input(
         "ten backup ids in a row were taken by others; is another backup being started in a loop?".to_owned(),
     ))
-}
-
-/// The paths that have come, as hashes with a secret key: a dozen bytes each, and among ten million paths a chance of one
-/// in three hundred thousand that two different ones are taken for one.
-#[derive(Default)]
-struct PathSet {
-    hashes: HashSet<u64>,
-    key: RandomState,
-}
-
-impl PathSet {
-    /// False where the path was there.
-    fn insert(&mut self, path: &[u8]) -> bool {
-        self.hashes.insert(self.key.hash_one(path))
-    }
 }
 
 /// The index as it grows: compressed at once, since a cluster may have millions of files.

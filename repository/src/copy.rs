@@ -80,7 +80,7 @@ impl ClusterRepository {
     /// Copies a finished backup. What is there of it stays, such as the parts of an attempt that was broken off.
     ///
     /// # Errors
-    /// `NotFound` when WAL that it needs is not here; `Damaged` when the source is; `Conflict` when something else has
+    /// `NotFound` when WAL that it needs, or the backup on which it builds, is not here; `Damaged` when the source is; `Conflict` when something else has
     /// its name here; `Configuration` when the two encrypt to different keys; or when a store fails. It does not exist
     /// here then.
     pub async fn copy_backup(&self, source: &Self, backup: &Backup) -> Result<()> {
@@ -89,6 +89,12 @@ impl ClusterRepository {
             return Err(self.other_keys(source));
         }
         self.check_needed_wal(source, backup).await?;
+        if let Some(parent) = &backup.parent {
+            let key = self.keys().backup(parent);
+            if self.store().size(&key).await?.is_none() {
+                return Err(RepositoryError::NotFound { repository: self.name().to_owned(), key });
+            }
+        }
         let (id, sealing) = (&backup.id, backup.sealing());
         let claim = source.store().read(&source.keys().started(id), CLAIM_LIMIT).await?;
         let started = self.keys().started(id);

@@ -7,6 +7,7 @@
 //! {"path":"base/5","mode":448,"part":3,"offset":0}
 //! {"path":"base/5/1259","size":8192,"mode":384,"mtime":1763600000,"crc32c":"994e7be2","part":3,"offset":512}
 //! {"path_hex":"ff","size":1,…}
+//! {"path":"base/5/INCREMENTAL.2619",…,"limit_block":5,…}
 //! {"part":3,"raw_size":268435968,"frames":[812345,…]}
 //! ```
 //!
@@ -45,6 +46,9 @@ pub struct IndexedFile {
     pub mtime: u64,
     /// CRC-32C of the content.
     pub crc32c: u32,
+    /// Of an incremental file: the block from which on the parent's blocks are not of this file any more, because it
+    /// was cut there since the parent began, counted from the beginning of the file.
+    pub limit_block: Option<u32>,
 }
 
 /// The frames of a part.
@@ -82,6 +86,8 @@ struct MemberLine {
     mtime: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     crc32c: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit_block: Option<u32>,
     part: u32,
     offset: u64,
 }
@@ -97,6 +103,7 @@ impl From<&IndexedMember> for MemberLine {
             mode: member.mode,
             mtime: member.file.map(|file| file.mtime),
             crc32c: member.file.map(|file| pgark_postgres::crc32c_to_hex(file.crc32c)),
+            limit_block: member.file.and_then(|file| file.limit_block),
             part: member.part,
             offset: member.offset,
         }
@@ -116,9 +123,9 @@ impl TryFrom<MemberLine> for IndexedMember {
         let file = match (line.size, line.mtime, line.crc32c) {
             (Some(size), Some(mtime), Some(crc32c)) => {
                 let crc32c = pgark_postgres::crc32c_from_hex(&crc32c).ok_or("a crc32c is not 8 hex digits")?;
-                Some(IndexedFile { size, mtime, crc32c })
+                Some(IndexedFile { size, mtime, crc32c, limit_block: line.limit_block })
             }
-            (None, None, None) => None,
+            (None, None, None) if line.limit_block.is_none() => None,
             _ => return Err("a file needs size, mtime and crc32c"),
         };
         Ok(Self { path, mode: line.mode, part: line.part, offset: line.offset, file })
@@ -213,7 +220,7 @@ mod tests {
         fn a07_any_path_round_trips(name in proptest::collection::vec(1u8.., 1..60), size: u64, crc32c: u32, mode in 0u32..0o7777) {
             let mut path = b"base/".to_vec();
             path.extend(name.iter().map(|b| if *b == b'/' { b'_' } else { *b }));
-            let file = IndexedFile { size, mtime: 5, crc32c };
+            let file = IndexedFile { size, mtime: 5, crc32c, limit_block: size.is_multiple_of(3).then_some(crc32c) };
             let member = IndexLine::Member(IndexedMember { path, mode, part: 7, offset: size / 2, file: Some(file) });
             let mut line = Vec::new();
             member.write(&mut line).unwrap();

@@ -19,6 +19,7 @@ mod error;
 mod hold;
 mod index;
 mod keys;
+mod path_set;
 mod probe;
 mod proof;
 mod retention;
@@ -43,6 +44,7 @@ pub use error::{ErrorKind, RepositoryError, Result};
 pub use hold::Hold;
 pub use index::{IndexLine, IndexReader, IndexedFile, IndexedMember, IndexedPart};
 pub use keys::{ClusterKeys, ObjectKey, Sealing, WalPiece, backup_file_of, is_cluster_name, wal_file_of, wal_piece_of};
+pub use path_set::PathSet;
 pub use probe::{Probe, probe};
 pub use proof::{PROOF_FORMAT, Proof, ProofKind, ProvenBackup, ReadSegments};
 pub use retention::{

@@ -91,6 +91,8 @@ pub struct Leftover {
     /// When it was claimed. `None` where the claim is gone, which is created first and deleted before everything but
     /// the commit mark.
     pub claimed: Option<Timestamp>,
+    /// The backup that it builds on.
+    pub parent: Option<BackupId>,
     /// When its newest object was stored.
     pub last_written: Timestamp,
     /// Bytes of all of its objects.
@@ -200,11 +202,14 @@ pub fn plan_retention(contents: &Contents, policy: &RetentionPolicy, clock: Time
     let claims = contents.leftovers.iter().zip(&leftovers).filter(|(_, planned)| planned.fate.is_running());
     let running = claims.filter_map(|(left, _)| left.claimed).min();
     let running = running.map(|claimed| Anchors::of_a_running_backup(&stock, before(claimed, CLOCK_TOLERANCE)));
-    let kept = Rules { stock: &stock, policy, anchors: &anchors, running: running.as_ref(), promised }.reasons();
+    let parents = contents.leftovers.iter().zip(&leftovers).filter(|(_, planned)| planned.fate.is_running());
+    let parents = parents.filter_map(|(left, _)| Some((left.parent.as_ref()?, &left.id))).collect();
+    let running = running.as_ref();
+    let kept = Rules { stock: &stock, policy, anchors: &anchors, running, parents, promised }.reasons();
     let wal = stock.plan_wal(|name| {
         let needs = |anchors: &Anchors<'_>, reason| anchors.need(name).then_some(reason);
         let moments = needs(&anchors, WalReason::Moments { since: promised });
-        let running = || running.as_ref().and_then(|running| needs(running, WalReason::BackupRuns));
+        let running = || running.and_then(|running| needs(running, WalReason::BackupRuns));
         moments.or_else(|| stock.consistency_of(kept.keys(), name)).or_else(running)
     });
     let backups = stock.plan(|id| kept.get(id).cloned().unwrap_or_default());

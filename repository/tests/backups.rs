@@ -8,7 +8,7 @@ use std::path::Path;
 
 use harness::TempDir;
 use pgark_repository::{
-    Backup, BackupKind, BackupWriterOptions, ClusterRepository, IndexLine, IndexedMember, IndexedPart, RepositoryError,
+    Backup, BackupWriterOptions, ClusterRepository, IndexLine, IndexedMember, IndexedPart, RepositoryError,
     RepositoryOptions, Sealing, TAR_BLOCK, TarMember,
 };
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -394,7 +394,6 @@ async fn a34_the_commit_mark_is_the_last_object() {
     let sample = Sample::small();
     let checked = sample.write(&repositories, OPTIONS, &sample.manifest().text()).await.unwrap();
     let id = checked.id().clone();
-    assert_eq!(checked.kind(), BackupKind::Full);
     assert_eq!(repositories[0].backups().await.unwrap().finished, []);
     let backup = checked.commit(&facts).await.unwrap();
     let mark = file_of(&place, repositories[0].keys().backup(&id));

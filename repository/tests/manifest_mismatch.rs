@@ -124,16 +124,16 @@ async fn a18_files_that_are_longer_or_shorter_than_announced_are_refused() {
     let (file, content) = sample.files().next().unwrap();
 
     let mut longer = begin(&repositories, options).await.unwrap();
-    longer.begin_member(file).await.unwrap();
+    longer.begin_member(file, None).await.unwrap();
     longer.write(content).await.unwrap();
     let error = longer.write(b"x").await.unwrap_err();
     assert!(matches!(&error, RepositoryError::Input(text) if text.contains("more bytes")), "{error:?}");
     longer.abort().await;
 
     let mut shorter = begin(&repositories, options).await.unwrap();
-    shorter.begin_member(file).await.unwrap();
+    shorter.begin_member(file, None).await.unwrap();
     shorter.write(&content[1..]).await.unwrap();
-    let error = shorter.begin_member(file).await.unwrap_err();
+    let error = shorter.begin_member(file, None).await.unwrap_err();
     assert!(error.to_string().contains("`backup_label` ended 1 bytes early"), "{error}");
     let error = shorter.begin_manifest().await.err().unwrap();
     assert!(error.to_string().contains("`backup_label` ended 1 bytes early"), "{error}");

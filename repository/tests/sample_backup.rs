@@ -77,7 +77,7 @@ impl Sample {
     /// Sends everything but the manifest, in chunks of an odd size.
     pub(crate) async fn write_members(&self, writer: &mut BackupWriter) -> Result<(), RepositoryError> {
         for (member, content) in &self.0 {
-            writer.begin_member(member).await?;
+            writer.begin_member(member, None).await?;
             for chunk in content.as_deref().unwrap_or_default().chunks(77_777) {
                 writer.write(chunk).await?;
             }
@@ -115,7 +115,7 @@ pub(crate) async fn begin(
     options: BackupWriterOptions,
 ) -> Result<BackupWriter, RepositoryError> {
     let (host, program) = ("test".to_owned(), "pgark 0.1.0".to_owned());
-    BackupWriter::begin(repositories.to_vec(), BackupKind::Full, host, program, options).await
+    BackupWriter::begin(repositories.to_vec(), None, host, program, options).await
 }
 
 /// The lines about files. A server writes them in the order in which it sends the files.

@@ -5,6 +5,8 @@ use pgark_command::Progress;
 use pgark_postgres::{BackupLabel, ControlFile, ManifestEnd};
 use pgark_repository::{BackupWriter, CheckedBackup, ManifestWriter, TarMember};
 
+use super::limit_blocks::LimitBlocks;
+use super::parent::KeptManifest;
 use super::tar_stream::{TarPiece, TarStream};
 use crate::replication::{ArchiveName, BackupMessage, BaseBackupStream};
 
@@ -41,6 +43,14 @@ impl Writing {
         }
     }
 
+    /// Gives back the id of a backup that did not begin.
+    pub(super) async fn withdraw(self) {
+        match self {
+            Self::Parts(writer) => writer.withdraw().await,
+            other => other.abort().await,
+        }
+    }
+
     /// Compares the manifest and ends the writing.
     pub(super) async fn finish(&mut self) -> anyhow::Result<(CheckedBackup, ManifestEnd)> {
         match std::mem::replace(self, Self::Gone) {
@@ -53,10 +63,12 @@ impl Writing {
     }
 }
 
-/// Reads the whole stream into the writer.
+/// Reads the whole stream into the writer. `kept` also gets the manifest, unless it cannot be kept.
 pub(super) async fn receive(
     stream: &mut BaseBackupStream<'_>,
     writing: &mut Writing,
+    limits: &LimitBlocks,
+    kept: &mut Option<KeptManifest>,
     progress: &Progress,
 ) -> anyhow::Result<Received> {
     let mut archive: Option<OpenArchive> = None;
@@ -75,7 +87,7 @@ pub(super) async fn receive(
                     Seen::Control(read) => control = Some(read),
                     Seen::Map(read) => map = Some(read),
                 };
-                archive.take(&bytes, writer, &mut seen).await?;
+                archive.take(&bytes, writer, limits, &mut seen).await?;
             }
             (BackupMessage::ManifestStart, Writing::Parts(_)) => {
                 end_archive(archive.take())?;
@@ -83,7 +95,13 @@ pub(super) async fn receive(
                     *writing = Writing::Manifest(Box::new(writer.begin_manifest().await?));
                 }
             }
-            (BackupMessage::ManifestData(bytes), Writing::Manifest(writer)) => writer.write(bytes).await?,
+            (BackupMessage::ManifestData(bytes), Writing::Manifest(writer)) => {
+                if let Some(Err(error)) = kept.as_mut().map(|kept| kept.write(&bytes)) {
+                    tracing::warn!(%error, "the manifest cannot be kept in state_dir: the next backup will be a full one");
+                    *kept = None;
+                }
+                writer.write(bytes).await?;
+            }
             (_, _) => bail!("the server sent archives and manifest in the wrong order"),
         }
     }
@@ -137,7 +155,7 @@ impl OpenArchive {
                 let path = format!("pg_tblspc/{oid}").into_bytes();
                 // The archive of a tablespace has no entry for its root.
                 let root = TarMember { path: path.clone(), mode: 0o700, mtime: 0, size: None };
-                writer.begin_member(&root).await?;
+                writer.begin_member(&root, None).await?;
                 (format!("{oid}.tar"), [path, b"/".to_vec()].concat())
             }
         };
@@ -148,6 +166,7 @@ impl OpenArchive {
         &mut self,
         mut bytes: &[u8],
         writer: &mut BackupWriter,
+        limits: &LimitBlocks,
         seen: &mut (impl FnMut(Seen) + Send),
     ) -> anyhow::Result<()> {
         while let Some(piece) =
@@ -162,7 +181,8 @@ impl OpenArchive {
                     if !self.prefix.is_empty() {
                         member.path = [&self.prefix, member.path.as_slice()].concat();
                     }
-                    writer.begin_member(&member).await?;
+                    let limit_block = limits.of(&member.path);
+                    writer.begin_member(&member, limit_block).await?;
                 }
                 TarPiece::Content(content) => {
                     writer.write(content).await?;

@@ -1,7 +1,7 @@
 //! What the server's settings, slots and clock mean for backups and streaming.
 
 use jiff::Timestamp;
-use pgark_command::{Configuration, format_duration, format_size, printable};
+use pgark_command::{Configuration, IncrementalMode, format_duration, format_size, printable};
 
 use super::finding::Findings;
 use crate::server::{Server, ServerError};
@@ -30,6 +30,7 @@ pub(super) async fn check(
     check_safety(server, findings).await?;
     check_senders(server, findings).await?;
     check_slots(server, &configuration.stream.slot, findings).await?;
+    check_incremental(server, configuration.backup.incremental, findings).await?;
     let asked = Timestamp::now();
     let clock = server.clock().await?;
     let middle = asked.checked_add(Timestamp::now().duration_since(asked) / 2).unwrap_or(asked);
@@ -67,6 +68,21 @@ async fn check_wal_level(server: &Server, findings: &mut Findings) -> Result<(),
                    AND name IN ('wal_level', 'archive_mode', 'max_wal_senders', 'max_replication_slots')";
     if let Some(names) = server.text("its settings", pending).await? {
         findings.warning("settings", format!("{names} was changed and waits for a restart"), "restart the server");
+    }
+    Ok(())
+}
+
+async fn check_incremental(server: &Server, mode: IncrementalMode, findings: &mut Findings) -> Result<(), ServerError> {
+    if mode == IncrementalMode::Never {
+        return Ok(());
+    }
+    match server.can_send_changes().await? {
+        Ok(()) => findings.ok("incremental", "the server can send what changed since a backup"),
+        Err(reason) => findings.warning(
+            "incremental",
+            format!("every backup will be a full one: {reason}"),
+            "mend it, or set backup.incremental to \"never\"",
+        ),
     }
     Ok(())
 }

@@ -134,7 +134,11 @@ async fn look_at(place: &ClusterRepository, id: &BackupId, objects: &[ListedObje
             let claimed = objects.iter().find(|object| object.key == place.keys().started(id));
             // The claim's own time is by the clock of the host, like that in the id.
             let claimed = claimed.map(|claim| id.start().unwrap_or(claim.stored).min(claim.stored));
-            Ok(Found::Leftover(Leftover { id: id.clone(), claimed, last_written, bytes }))
+            let parent = match claimed {
+                Some(_) => place.started(id).await?.and_then(|started| started.parent),
+                None => None,
+            };
+            Ok(Found::Leftover(Leftover { id: id.clone(), claimed, parent, last_written, bytes }))
         }
     }
 }

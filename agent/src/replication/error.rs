@@ -295,6 +295,13 @@ pub enum ReplicationError {
         source: io::Error,
     },
 
+    /// The manifest of the parent cannot be read, in the middle of its upload.
+    #[error("cannot read the manifest that the server is to be given")]
+    Manifest {
+        /// What the system said.
+        source: io::Error,
+    },
+
     /// The server, or something between, sent what the protocol does not allow here.
     #[error("protocol violation: {0}")]
     ProtocolViolation(String),

@@ -16,6 +16,8 @@ pub(super) struct Rules<'r, 'c> {
     pub(super) policy: &'r RetentionPolicy,
     pub(super) anchors: &'r Anchors<'c>,
     pub(super) running: Option<&'r Anchors<'c>>,
+    /// Backups on which one builds that runs.
+    pub(super) parents: BTreeMap<&'r BackupId, &'r BackupId>,
     /// Every moment since then is promised.
     pub(super) promised: Timestamp,
 }
@@ -34,6 +36,7 @@ impl<'c> Rules<'_, 'c> {
             reasons.extend(stored.hold.clone().map(|reason| KeepReason::Held { reason }));
             reasons.extend(self.full(backup));
             reasons.extend(self.window(backup));
+            reasons.extend(self.parents.get(&backup.id).map(|&id| KeepReason::ParentOf { id: id.clone() }));
             reasons.extend(calendar.get(&backup.id).into_iter().flatten().cloned());
             if reasons.is_empty() && last.contains(&&backup.id) {
                 reasons.push(KeepReason::LastRestorable);

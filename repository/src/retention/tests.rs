@@ -90,7 +90,7 @@ impl History {
 
     fn leftover(mut self, day: i64, claimed: bool, last_written: Timestamp) -> Self {
         let claimed = claimed.then(|| at(day, 0));
-        self.0.leftovers.push(Leftover { id: full(day), claimed, last_written, bytes: 10 });
+        self.0.leftovers.push(Leftover { id: full(day), claimed, parent: None, last_written, bytes: 10 });
         self
     }
 
@@ -184,6 +184,22 @@ fn calendars_take_the_last_backup_of_each_period_that_has_one() {
     assert_eq!(weekly, [noon(1), noon(3), noon(10), noon(20), noon(30)]);
     let yearly = history.kept(RetentionPolicy { monthly: 4, yearly: 4, ..newest(1) });
     assert_eq!(yearly, [noon(30)]);
+}
+
+#[test]
+fn e12_what_a_running_backup_builds_on_stays() {
+    let history = month().incremental(5, full(5)).leftover(30, true, at(30, 11));
+    assert_eq!(history.kept(newest(1)), [full(29), full(30)]);
+    let mut history = history;
+    let child = id(5, 12, BackupKind::Incremental);
+    history.0.leftovers[0].parent = Some(child.clone());
+    let plan = history.plan(newest(1));
+    assert_eq!(kept(&plan), [full(5), child.clone(), full(29), full(30)]);
+    let reasons = &plan.backups.iter().find(|backup| backup.id == child).unwrap().reasons;
+    assert_eq!(reasons[..], [KeepReason::ParentOf { id: full(30) }]);
+    // Not when it has been interrupted.
+    history.0.leftovers[0].last_written = at(28, 0);
+    assert_eq!(history.kept(newest(1)), [full(30)]);
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub struct BaseBackupOptions {
     pub wait_for_archive: bool,
     /// Asks for `tablespace_map` in place of symbolic links.
     pub tablespace_map: bool,
+    /// Asks for what changed since the backup whose manifest was uploaded; 17 and later.
+    pub incremental: bool,
     /// Makes the server check the pages that it reads, where the cluster has data checksums.
     pub verify_checksums: bool,
 }
@@ -44,6 +46,7 @@ impl Default for BaseBackupOptions {
             manifest: true,
             wait_for_archive: false,
             tablespace_map: true,
+            incremental: false,
             verify_checksums: true,
         }
     }
@@ -94,6 +97,9 @@ impl BaseBackupOptions {
         }
         if self.manifest {
             command.push_str(", MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'");
+        }
+        if self.incremental {
+            command.push_str(", INCREMENTAL true");
         }
         command.push(')');
         command
