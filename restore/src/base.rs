@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
+use crate::chain::Chain;
 use crate::destination::{self, Destination, DestinationRequest, PlacedTablespace};
 use crate::extract::{DeltaFigures, Extraction, extract, look};
 use crate::included;
@@ -195,7 +196,12 @@ pub async fn base(
     let request = Request { target, backup: arguments.backup.clone() };
     let plan = prove_one(&merged.catalogue, &archive, request).await?;
     let copies = archive.copies(&plan.backup);
-    let survey = copies.survey().await.with_context(|| format!("read the backup {}", plan.backup.id))?;
+    let mut survey = copies.survey().await.with_context(|| format!("read the backup {}", plan.backup.id))?;
+    let jobs = arguments.jobs.map_or(configuration.restore.workers().get(), usize::from);
+    let older = plan.chain.iter().map(|older| archive.copies(older)).collect();
+    let chain = Chain::prove(&copies, older, &mut survey, jobs, ProgressDisplay::detect(options))
+        .await
+        .with_context(|| format!("read what {} builds on", plan.backup.id))?;
     let alone = <[_; 1]>::try_from(chosen.clone()).ok().map(|[only]| only.name.clone());
     let settings = recovery_settings(arguments, options, environment, &plan, alone)?;
     let auto_conf = settings.apply(&survey.auto_conf).context("write the recovery settings")?;
@@ -230,15 +236,16 @@ pub async fn base(
     let extraction = Extraction {
         copies,
         backup: plan.backup.clone(),
+        chain,
         survey,
         destination,
         auto_conf,
         signal_file: settings.mode.signal_file(),
-        jobs: arguments.jobs.map_or(configuration.restore.workers().get(), usize::from),
+        jobs,
         progress: Arc::new(Progress::start("restore", ProgressDisplay::detect(options))),
         stop: Arc::default(),
     };
-    extraction.progress.set_total(extraction.survey.layout.bytes);
+    extraction.progress.set_total(plan.raw_bytes());
     if arguments.dry_run {
         let delta = match arguments.delta {
             true => Some(look(extraction).await.with_context(|| format!("look at {}", directory.display()))?),

@@ -122,6 +122,19 @@ impl Catalogue {
         self.backups.finished.iter().find(|backup| backup.id == *id)
     }
 
+    /// The backups on which one builds, the nearest first; the error is the one that is missing.
+    pub(crate) fn chain_below<'c>(&'c self, backup: &Backup) -> Result<Vec<&'c Backup>, BackupId> {
+        let mut chain: Vec<&'c Backup> = Vec::new();
+        let (mut above, mut parent) = (&backup.id, backup.parent.as_ref());
+        while let Some(id) = parent {
+            // A circle has no beginning either.
+            let found = self.backup(id).filter(|found| found.id < *above).ok_or_else(|| id.clone())?;
+            chain.push(found);
+            (above, parent) = (&found.id, found.parent.as_ref());
+        }
+        Ok(chain)
+    }
+
     /// The highest timeline of which anything is known.
     pub fn newest_timeline(&self) -> TimelineId {
         let histories = self.histories.keys().copied();

@@ -36,6 +36,7 @@ pub(crate) use self::throwaway::ThrowawayError;
 use crate::archive::Archive;
 use crate::base::{TargetArguments, prove_one};
 use crate::catalogue::Catalogue;
+use crate::chain::Chain;
 use crate::copies::Copies;
 use crate::destination::{self, DestinationRequest};
 use crate::extract::{Extraction, extract};
@@ -166,6 +167,7 @@ struct Decision {
     plan: RestorePlan,
     survey: Survey,
     copies: Copies,
+    chain: Chain,
     programs: Programs,
 }
 
@@ -198,7 +200,7 @@ impl Drill<'_> {
     }
 
     async fn run(&self, target: Target, report: &mut DrillReport, stage: &mut Stage) -> anyhow::Result<()> {
-        let decided = self.stopping.unless(self.decide(target, report)).await;
+        let decided = self.stopping.unless(Box::pin(self.decide(target, report))).await;
         report.seconds.plan = stage.since.elapsed().as_secs_f64();
         let decision = decided?;
         let directory = self.arguments.directory.as_deref().unwrap_or(&self.configuration.drill.directory);
@@ -235,13 +237,18 @@ impl Drill<'_> {
         report.timeline = Some(plan.timeline);
         report.wal_segments = plan.needed_segments().len() as u64;
         report.replayed = whole_segments(&catalogue, &plan);
-        let copies = Copies::of(place, plan.backup.clone());
-        let survey = copies.survey().await.with_context(|| format!("read the backup {}", plan.backup.id))?;
+        let copies = Copies::of(place.clone(), plan.backup.clone());
+        let mut survey = copies.survey().await.with_context(|| format!("read the backup {}", plan.backup.id))?;
+        let older = plan.chain.iter().map(|older| Copies::of(place.clone(), older.clone())).collect();
+        let display = ProgressDisplay::detect(self.options);
+        let chain = Chain::prove(&copies, older, &mut survey, self.jobs(), display)
+            .await
+            .with_context(|| format!("read what {} builds on", plan.backup.id))?;
         let given = self.arguments.bin_dir.as_deref().or(self.configuration.drill.bin_dir.as_deref());
         let path = self.environment.get("PATH");
         let programs = Programs::find(plan.backup.server.major(), given, path.as_deref().map(AsRef::as_ref))?;
         report.server_version = Some(programs.version.clone());
-        Ok(Decision { plan, survey, copies, programs })
+        Ok(Decision { plan, survey, copies, chain, programs })
     }
 
     async fn in_directory(
@@ -251,11 +258,11 @@ impl Drill<'_> {
         report: &mut DrillReport,
         stage: &mut Stage,
     ) -> anyhow::Result<()> {
-        let Decision { plan, survey, copies, programs } = decision;
+        let Decision { plan, survey, copies, chain, programs } = decision;
         let control = survey.control;
         report.seconds.plan = stage.next("restore");
         (report.restored_files, report.restored_bytes) = (survey.files, survey.layout.bytes);
-        let restored = self.restore(throwaway, &plan, survey, copies).await;
+        let restored = self.restore(throwaway, &plan, survey, (copies, chain)).await;
         report.seconds.restore = stage.next("replay");
         if restored.is_err() {
             stage.name = "restore";
@@ -290,7 +297,7 @@ impl Drill<'_> {
         throwaway: &Throwaway,
         plan: &RestorePlan,
         survey: Survey,
-        copies: Copies,
+        (copies, chain): (Copies, Chain),
     ) -> anyhow::Result<()> {
         let chosen = self.options.repository(self.environment, self.configuration)?;
         let local = (chosen.scheme == Scheme::File).then(|| PathBuf::from(chosen.url.trim_start_matches("file://")));
@@ -305,11 +312,12 @@ impl Drill<'_> {
         };
         let destination = destination::check(&request, &plan.backup, &survey.layout)?;
         let progress = Progress::start("restore", ProgressDisplay::detect(self.options));
-        progress.set_total(survey.layout.bytes);
+        progress.set_total(plan.raw_bytes());
         let stop = Arc::default();
         let extraction = Extraction {
             copies,
             backup: plan.backup.clone(),
+            chain,
             // What was set on the original by ALTER SYSTEM does not act in the drill.
             auto_conf: self.recovery_settings(plan)?.apply(b"").context("write the recovery settings")?,
             survey,

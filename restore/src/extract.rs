@@ -6,14 +6,20 @@
 //!        manifest → sync everything → remove the marker, sync → pg_control under a temporary name, sync, rename, sync
 //! ```
 //!
+//! Of a chain, the files that the newest backup has only in part come from the full one first, and then every other
+//! backup, the oldest first, writes its changed blocks into them ([`blocks`]). Nothing is kept besides, and each backup is
+//! read once.
+//!
 //! A server does not start without `global/pg_control`, so a restore that is killed at any point leaves a directory
 //! that no server accepts, and the marker in it tells the next restore why it is not empty. With `--delta` that one
 //! goes on: it is a restore over what is there.
 
+mod blocks;
 mod claim;
 mod delta;
 mod expected;
 mod finish;
+mod older;
 mod part;
 mod parts;
 mod remove;
@@ -23,8 +29,7 @@ mod tree;
 mod write_back;
 
 use std::any::Any;
-use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,17 +39,21 @@ use pgark_repository::{Backup, IndexedMember, RepositoryError};
 use thiserror::Error;
 use tokio::runtime::Handle;
 
+use self::blocks::BlockWriter;
+pub(crate) use self::blocks::HeaderReader;
 pub use self::delta::DeltaFigures;
-use self::delta::is_there;
+use self::delta::{checksum, is_there};
 use self::finish::NEW_CONTROL_FILE;
+use self::older::Reconstructed;
 pub(crate) use self::parts::{Parts, Sink};
 pub use self::tar_reader::TarReader;
 pub(crate) use self::tree::LastParent;
-use self::tree::Tree;
+use self::tree::{Tree, set_mode};
 use self::write_back::{end_of_writing, write_back};
+use crate::chain::{Chain, is_in_blocks, whole_path};
 use crate::copies::Copies;
 use crate::destination::{Destination, MARKER};
-use crate::survey::{AUTO_CONF, CONTROL_FILE, Survey, TABLESPACE_MAP};
+use crate::survey::{AUTO_CONF, BACKUP_LABEL, CONTROL_FILE, Survey, TABLESPACE_MAP};
 
 /// Asks of the source's own that the restored cluster must not follow; what it is to do is written at the end.
 const SIGNALS: [&[u8]; 2] = [b"recovery.signal", b"standby.signal"];
@@ -53,6 +62,8 @@ const SIGNALS: [&[u8]; 2] = [b"recovery.signal", b"standby.signal"];
 pub struct Extraction {
     pub copies: Copies,
     pub backup: Backup,
+    /// What the backup builds on.
+    pub chain: Chain,
     pub survey: Survey,
     pub destination: Destination,
     /// The content of `postgresql.auto.conf` in the restored cluster.
@@ -112,18 +123,25 @@ impl Extraction {
             self.sweep(&tree, runtime, &figures, true)?;
         }
         finish::link_tablespaces(self, &tree)?;
-        self.restore_parts(&tree, &figures, runtime)?;
-        finish::finish(self, &tree, runtime)?;
+        let reconstructed = Reconstructed::default();
+        self.restore_parts(&tree, &figures, &reconstructed, runtime)?;
+        finish::finish(self, &tree, &reconstructed, runtime)?;
         Ok(figures)
     }
 
-    fn restore_parts(&self, tree: &Tree, figures: &DeltaFigures, runtime: &Handle) -> Result<(), ExtractError> {
-        let into_tree = IntoTree { extraction: self, tree, figures };
+    fn restore_parts(
+        &self,
+        tree: &Tree,
+        figures: &DeltaFigures,
+        reconstructed: &Reconstructed,
+        runtime: &Handle,
+    ) -> Result<(), ExtractError> {
+        let into_tree = IntoTree { extraction: self, tree, figures, reconstructed };
         let parts = Parts { copies: &self.copies, jobs: self.jobs, progress: &self.progress, sink: &into_tree };
         let (end, ended) = end_of_writing();
         std::thread::scope(|scope| {
             let writing_back = scope.spawn(move || write_back(tree, &ended));
-            let result = parts.read(runtime);
+            let result = self.restore_older(tree, figures, runtime).and_then(|()| parts.read(runtime));
             drop(end);
             result.and(writing_back.join().unwrap_or_else(thread_died))
         })
@@ -134,6 +152,7 @@ impl Extraction {
         let is_moved = self.destination.tablespaces.iter().any(|tablespace| tablespace.is_moved);
         path == CONTROL_FILE
             || path == AUTO_CONF
+            || path == BACKUP_LABEL && !self.chain.is_empty()
             || path == TABLESPACE_MAP && is_moved
             || path == MARKER.as_bytes()
             || path.strip_prefix(b"global/").is_some_and(|name| name == NEW_CONTROL_FILE.as_bytes())
@@ -146,6 +165,7 @@ struct IntoTree<'t> {
     extraction: &'t Extraction,
     tree: &'t Tree,
     figures: &'t DeltaFigures,
+    reconstructed: &'t Reconstructed,
 }
 
 impl Sink for IntoTree<'_> {
@@ -153,17 +173,37 @@ impl Sink for IntoTree<'_> {
         self.tree.create_directory(&member.path, member.mode)
     }
 
-    fn file(&self, last: &mut LastParent, member: &IndexedMember) -> Result<Option<File>, ExtractError> {
+    fn file(&self, last: &mut LastParent, member: &IndexedMember) -> Result<Option<Box<dyn Write + '_>>, ExtractError> {
         if self.extraction.stop.load(Ordering::Relaxed) {
             return Err(ExtractError::Stopped);
         }
         if self.extraction.is_held_back(&member.path) {
             return Ok(None);
         }
-        match self.extraction.destination.is_occupied {
-            true => self.tree.replace_file(last, &member.path, member.mode).map(Some),
-            false => self.tree.create_file(last, &member.path, member.mode).map(Some),
+        if is_in_blocks(&member.path) {
+            return block_writer(self.tree, last, member);
         }
+        let file = match self.extraction.destination.is_occupied {
+            true => self.tree.replace_file(last, &member.path, member.mode),
+            false => self.tree.create_file(last, &member.path, member.mode),
+        };
+        Ok(Some(Box::new(file?)))
+    }
+
+    fn written(&self, last: &mut LastParent, member: &IndexedMember) -> Result<(), ExtractError> {
+        if !is_in_blocks(&member.path) {
+            return Ok(());
+        }
+        let path = whole_path(&member.path);
+        let mut finished = || {
+            let mut file = self.tree.open_file(last, &path)?;
+            set_mode(&file, self.tree.file_mode(member.mode))?;
+            checksum(&mut file)
+        };
+        let (size, crc32c) = finished().map_err(|error| io_failure("read", self.tree.shown(&path), error))?;
+        self.figures.compared(size, false);
+        self.reconstructed.insert(&member.path, size, crc32c);
+        Ok(())
     }
 
     fn has(&self, last: &mut LastParent, member: &IndexedMember) -> Result<bool, ExtractError> {
@@ -172,6 +212,10 @@ impl Sink for IntoTree<'_> {
         }
         // These come from the survey, which has checked them.
         let Some(file) = member.file.filter(|_| !self.extraction.is_held_back(&member.path)) else { return Ok(true) };
+        // The older backups have put what it builds on in its place.
+        if is_in_blocks(&member.path) {
+            return Ok(false);
+        }
         let is_kept = is_there(self.tree, last, member, true);
         self.figures.compared(file.size, is_kept);
         Ok(is_kept)
@@ -182,7 +226,8 @@ impl Sink for IntoTree<'_> {
     }
 
     fn discard(&self, last: &mut LastParent, member: &IndexedMember) -> Result<(), ExtractError> {
-        match self.extraction.is_held_back(&member.path) {
+        // Blocks are written once more over what is there.
+        match self.extraction.is_held_back(&member.path) || is_in_blocks(&member.path) {
             true => Ok(()),
             false => self.tree.remove_file(last, &member.path),
         }
@@ -191,10 +236,18 @@ impl Sink for IntoTree<'_> {
     fn shown(&self, path: &[u8]) -> PathBuf {
         self.tree.shown(path)
     }
+}
 
-    fn part_failed(&self, error: ExtractError) -> Result<(), ExtractError> {
-        Err(error)
-    }
+/// Writes changed blocks into the file that the backups below have made.
+fn block_writer<'t>(
+    tree: &Tree,
+    last: &mut LastParent,
+    member: &IndexedMember,
+) -> Result<Option<Box<dyn Write + 't>>, ExtractError> {
+    let Some(indexed) = member.file else { return Ok(None) };
+    let path = whole_path(&member.path);
+    let file = tree.open_for_update(last, &path).map_err(|error| io_failure("open", tree.shown(&path), error))?;
+    Ok(Some(Box::new(BlockWriter::new(file, indexed.size, indexed.limit_block))))
 }
 
 fn thread_died(_: Box<dyn Any + Send>) -> Result<(), ExtractError> {

@@ -7,6 +7,7 @@
 mod archive;
 mod base;
 mod catalogue;
+mod chain;
 mod copies;
 mod damage;
 mod destination;

@@ -258,13 +258,21 @@ fn backup_table(catalogue: &Catalogue, proofs: &[Proof], holds: &[Hold]) -> Tabl
         ("last proof", Align::Left),
         ("notes", Align::Left),
     ]);
+    let mut above: Option<&BackupId> = None;
     for backup in &catalogue.backups.finished {
+        let broken = catalogue.chain_below(backup).err().map(|missing| format!("CANNOT BE USED: {missing} is missing"));
+        // A chain is drawn below its full backup; what leads elsewhere than to the line above says so.
+        let elsewhere = backup.parent.as_ref().filter(|parent| above != Some(*parent) && broken.is_none());
+        let elsewhere = elsewhere.map(|parent| format!("on {parent}"));
+        let id = if backup.parent.is_some() { format!("└ {}", backup.id) } else { backup.id.to_string() };
+        above = Some(&backup.id);
         let damaged = backup.damaged_pages.is_some().then(|| "damaged pages in the source".to_owned());
         let annotations = backup.annotations.iter().map(|(key, value)| format!("{key}={value}"));
         let held = holds.iter().find(|hold| hold.id == backup.id).map(|hold| format!("held: {}", hold.reason));
-        let notes: Vec<String> = held.into_iter().chain(damaged).chain(annotations).collect();
+        let notes: Vec<String> =
+            broken.into_iter().chain(elsewhere).chain(held).chain(damaged).chain(annotations).collect();
         table.row([
-            backup.id.to_string(),
+            id,
             format_time(backup.stop_time),
             format_size(backup.totals.raw_size),
             format_size(backup.totals.stored_size),

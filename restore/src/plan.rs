@@ -14,7 +14,7 @@ mod report;
 pub(crate) mod tests;
 
 use pgark_postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
-use pgark_repository::{Backup, BackupId, BackupKind, RepositoryError, UnreadableBackup, WalInventory};
+use pgark_repository::{Backup, BackupId, RepositoryError, UnreadableBackup, WalInventory};
 
 pub use error::PlanError;
 pub(crate) use report::BackupJson;
@@ -37,6 +37,8 @@ pub struct RestorePlan {
     pub repository: String,
     pub cluster: String,
     pub backup: Backup,
+    /// The backups on which it builds, the nearest first.
+    pub chain: Vec<Backup>,
     pub target: Target,
     /// The timeline on which recovery ends.
     pub timeline: TimelineId,
@@ -94,6 +96,11 @@ impl RestorePlan {
         self.segments.get(..self.needed).unwrap_or(&self.segments)
     }
 
+    /// Bytes of the files of all backups that are read.
+    pub fn raw_bytes(&self) -> u64 {
+        self.chain.iter().chain([&self.backup]).map(|backup| backup.totals.raw_size).sum()
+    }
+
     /// How many segments hold everything up to (and not including) `end`.
     pub fn segments_before(&self, end: Lsn) -> usize {
         let bytes = end.bytes_since(self.segment_size.start_of(self.backup.start_lsn)).unwrap_or(0);
@@ -130,20 +137,21 @@ fn candidates<'c>(catalogue: &'c Catalogue, request: &Request) -> Result<Vec<&'c
             let known = finished.iter().map(|backup| backup.id.clone()).collect();
             return Err(PlanError::UnknownBackup { id: id.clone(), known });
         };
-        if backup.kind != BackupKind::Full {
-            return Err(PlanError::Incremental { id: id.clone() });
-        }
+        catalogue.chain_below(backup).map_err(|missing| PlanError::BrokenChain { id: id.clone(), missing })?;
         return Ok(vec![backup]);
     }
-    let full: Vec<&Backup> = finished.iter().rev().filter(|backup| backup.kind == BackupKind::Full).collect();
-    if let (true, Some(unreadable)) = (full.is_empty(), catalogue.backups.unreadable.last()) {
+    let whole: Vec<&Backup> = finished.iter().rev().filter(|backup| catalogue.chain_below(backup).is_ok()).collect();
+    if let (true, Some(unreadable)) = (whole.is_empty(), catalogue.backups.unreadable.last()) {
         return Err(cannot_be_read(unreadable));
     }
-    if full.is_empty() {
+    if whole.is_empty() {
+        if let Some((id, Err(missing))) = finished.last().map(|last| (last.id.clone(), catalogue.chain_below(last))) {
+            return Err(PlanError::BrokenChain { id, missing });
+        }
         let (cluster, repository) = (catalogue.cluster.clone(), catalogue.repository.clone());
         return Err(PlanError::NoBackup { cluster, repository, unfinished: catalogue.backups.unfinished.len() });
     }
-    Ok(full)
+    Ok(whole)
 }
 
 fn cannot_be_read(backup: &UnreadableBackup) -> PlanError {
@@ -276,6 +284,7 @@ fn lay_out(catalogue: &Catalogue, target: &Target, choice: &Choice<'_>) -> Resul
         repository: catalogue.repository.clone(),
         cluster: catalogue.cluster.clone(),
         backup: backup.clone(),
+        chain: catalogue.chain_below(backup).unwrap_or_default().into_iter().cloned().collect(),
         target: target.clone(),
         timeline: path.timeline(),
         timeline_is_latest: path.timeline() == catalogue.newest_timeline(),

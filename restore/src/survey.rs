@@ -39,6 +39,7 @@ pub struct Survey {
     /// The content of `postgresql.auto.conf`; empty where the backup has none.
     pub auto_conf: Vec<u8>,
     pub(crate) control_bytes: Vec<u8>,
+    pub(crate) label_bytes: Vec<u8>,
     pub files: u64,
 }
 
@@ -100,7 +101,7 @@ impl Survey {
             notable.remove(path).ok_or_else(|| wrong(format!("the backup has no {name}")))
         };
         let control_bytes = required(CONTROL_FILE)?;
-        let label = required(BACKUP_LABEL)?;
+        let label_bytes = required(BACKUP_LABEL)?;
         let control = ControlFile::parse(&control_bytes).map_err(|error| wrong(error.to_string()))?;
         if control.system_identifier != backup.server.system_identifier {
             return Err(wrong(format!(
@@ -118,15 +119,17 @@ impl Survey {
                 server.wal_segment_size
             )));
         }
-        let label = BackupLabel::parse(&label).map_err(|error| wrong(error.to_string()))?;
+        let label = BackupLabel::parse(&label_bytes).map_err(|error| wrong(error.to_string()))?;
         if label.start_lsn != backup.start_lsn || label.start_segment.timeline != backup.timeline {
             return Err(wrong(format!(
                 "its backup_label starts at {} on timeline {}, not at {} on {}",
                 label.start_lsn, label.start_segment.timeline, backup.start_lsn, backup.timeline
             )));
         }
-        if label.incremental_from.is_some() {
-            return Err(wrong("its backup_label is of an incremental backup".to_owned()));
+        if label.incremental_from.is_some() != backup.parent.is_some() {
+            return Err(wrong(
+                "its backup_label and backup.json disagree whether it is an incremental backup".to_owned(),
+            ));
         }
         let map = notable.remove(TABLESPACE_MAP);
         let tablespaces = TablespaceMap::parse(map.as_deref().unwrap_or_default(), server.major())
@@ -149,6 +152,7 @@ impl Survey {
             layout: Layout { tablespaces, tablespace_bytes: listing.tablespace_bytes, bytes: listing.bytes },
             auto_conf: notable.remove(AUTO_CONF).unwrap_or_default(),
             control_bytes,
+            label_bytes,
             files: listing.files,
         })
     }

@@ -13,7 +13,7 @@ mod sample;
 mod stored;
 mod wal;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::Instant;
 
@@ -102,10 +102,14 @@ impl Fault {
             backup: Some(backup.id.clone()),
             object: key.to_string(),
             reason,
-            consequence: format!("backup {} cannot be restored", backup.id),
+            consequence: lost(&backup.id),
             damaged: true,
         }
     }
+}
+
+fn lost(id: &BackupId) -> String {
+    format!("backup {id} cannot be restored")
 }
 
 /// Without the name of the object, which stands before it.
@@ -153,6 +157,27 @@ impl Findings {
 
     fn faults_of(&self, backup: &Backup) -> usize {
         self.faults.iter().filter(|fault| fault.backup.as_ref() == Some(&backup.id)).count()
+    }
+
+    /// What takes a backup away takes those away that build on it.
+    fn note_for_children(&mut self, catalogue: &Catalogue, backups: &[&Backup]) {
+        for child in backups {
+            // A parent that is missing was found already.
+            let chain = catalogue.chain_below(child).unwrap_or_default();
+            let parents: Vec<(&BackupId, String)> = chain.iter().map(|older| (&older.id, lost(&older.id))).collect();
+            let is_lost = |fault: &&Fault| {
+                parents.iter().any(|(id, lost)| fault.backup.as_ref() == Some(*id) && fault.consequence == *lost)
+            };
+            let lost_too = |fault: &Fault| Fault {
+                backup: Some(child.id.clone()),
+                object: fault.object.clone(),
+                reason: fault.reason.clone(),
+                consequence: lost(&child.id),
+                damaged: fault.damaged,
+            };
+            let faults: Vec<Fault> = self.faults.iter().filter(is_lost).map(lost_too).collect();
+            faults.into_iter().for_each(|fault| self.add(fault));
+        }
     }
 
     fn has_fault(&self, backup: Option<&BackupId>, object: &str) -> bool {
@@ -220,6 +245,7 @@ pub async fn verify(
         }
     };
     run.read(&stock, &selection, &mut findings).await;
+    findings.note_for_children(&catalogue, &run.backups);
     let finding = run.proof(&stock, &selection, sample.is_some(), started.elapsed(), &findings);
     let proof = proofs::record(configuration, catalogue.system_identifier, finding).await;
     let sample = sample.map(|sample| selection.report(&stock, sample.percent));
@@ -265,7 +291,15 @@ fn choose<'c>(catalogue: &'c Catalogue, wanted: &[BackupId]) -> Result<Vec<&'c B
             .backup(id)
             .ok_or_else(|| Failure::new(ExitCode::Unreachable, format!("there is no finished backup {id}")))
     };
-    wanted.iter().filter(|id| !is_unreadable(id)).map(known).collect()
+    let mut chosen: Vec<&Backup> =
+        wanted.iter().filter(|id| !is_unreadable(id)).map(known).collect::<Result<_, _>>()?;
+    // A backup is as good as those on which it builds.
+    let chains: Vec<&Backup> =
+        chosen.iter().flat_map(|backup| catalogue.chain_below(backup).unwrap_or_default()).collect();
+    chosen.extend(chains);
+    chosen.sort_by(|one, other| one.id.cmp(&other.id));
+    chosen.dedup_by(|one, other| one.id == other.id);
+    Ok(chosen)
 }
 
 fn write_text(
@@ -318,8 +352,12 @@ fn write_faults(report: &mut impl Write, faults: &[&Fault]) -> std::io::Result<(
 }
 
 fn verdict(findings: &Findings) -> anyhow::Result<ExitCode> {
-    let damaged = findings.faults.iter().filter(|fault| fault.damaged).count();
-    let unread = findings.faults.len() - damaged;
+    // One object may be told of for several backups.
+    let objects = |damaged| {
+        let faults = findings.faults.iter().filter(|fault| fault.damaged == damaged);
+        faults.map(|fault| &fault.object).collect::<BTreeSet<_>>().len()
+    };
+    let (damaged, unread) = (objects(true), objects(false));
     if damaged > 0 {
         let failure = Failure::new(ExitCode::Damaged, format!("{damaged} objects are damaged or missing"));
         return Err(failure.with_hint("take a new backup now, and restore only from what is listed as ok").into());

@@ -153,7 +153,8 @@ impl Model {
         // Ids are unique, and the claim comes before the position.
         self.pass(Duration::from_secs(61));
         let id = BackupId::new(self.now, BackupKind::Full);
-        let leftover = Leftover { id: id.clone(), claimed: Some(self.now), last_written: self.now, bytes: 10 };
+        let leftover =
+            Leftover { id: id.clone(), claimed: Some(self.now), parent: None, last_written: self.now, bytes: 10 };
         self.contents.leftovers.push(leftover);
         self.running = Some(Running { id, start: self.end(), timeline: self.timeline, claimed: self.now });
         let timeline = self.timeline;
@@ -209,8 +210,6 @@ impl Model {
         };
         wal.histories = self.ancestors.keys().skip(1).map(|timeline| TimelineId::new(*timeline).unwrap()).collect();
         let mut finished: Vec<Backup> = self.contents.backups.iter().map(|stored| stored.backup.clone()).collect();
-        // What an incremental backup builds on is checked by itself; for the plan it is one like any other.
-        finished.iter_mut().for_each(|backup| backup.kind = BackupKind::Full);
         finished.sort_by(|one, other| one.id.cmp(&other.id));
         Catalogue {
             repository: "local".to_owned(),
@@ -249,7 +248,13 @@ impl Model {
                 return;
             }
             self.contents.backups.retain(|stored| stored.backup.id != planned.id);
-            let rest = Leftover { id: planned.id.clone(), claimed: None, last_written: planned.stop_time, bytes: 10 };
+            let rest = Leftover {
+                id: planned.id.clone(),
+                claimed: None,
+                parent: None,
+                last_written: planned.stop_time,
+                bytes: 10,
+            };
             self.contents.leftovers.push(rest);
         }
         for (name, planned) in &plan.wal {

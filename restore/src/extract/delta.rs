@@ -4,8 +4,7 @@
 //! cannot be read, it is a link), means that it is written anew. Times decide nothing.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::path::PathBuf;
+use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pgark_repository::IndexedMember;
@@ -20,6 +19,7 @@ use super::parts::{Parts, Sink};
 use super::sweep::Sweep;
 use super::tree::{LastParent, Tree, set_mode};
 use super::{ExtractError, Extraction, SIGNALS};
+use crate::chain::is_in_blocks;
 use crate::destination::MARKER;
 use crate::survey::{AUTO_CONF, CONTROL_FILE, MANIFEST, TABLESPACE_MAP};
 
@@ -82,7 +82,8 @@ pub(super) fn is_there(tree: &Tree, last: &mut LastParent, member: &IndexedMembe
     }
 }
 
-fn checksum(file: &mut File) -> io::Result<(u64, u32)> {
+/// Size and CRC-32C of what a file holds.
+pub(super) fn checksum(file: &mut File) -> io::Result<(u64, u32)> {
     let mut buffer = vec![0; BUFFER_BYTES];
     let (mut size, mut crc32c) = (0, 0);
     loop {
@@ -108,6 +109,7 @@ impl Extraction {
         }
         let sink = OnlyCounted { extraction: self, tree: tree.as_ref(), figures: &figures };
         Parts { copies: &self.copies, jobs: self.jobs, progress: &self.progress, sink: &sink }.read(runtime)?;
+        figures.rewritten_bytes.fetch_add(self.chain.bytes_in_blocks, Ordering::Relaxed);
         Ok(figures)
     }
 
@@ -134,31 +136,17 @@ struct OnlyCounted<'c> {
 }
 
 impl Sink for OnlyCounted<'_> {
-    fn directory(&self, _: &IndexedMember) -> Result<(), ExtractError> {
-        Ok(())
-    }
-
     fn has(&self, last: &mut LastParent, member: &IndexedMember) -> Result<bool, ExtractError> {
         if let Some(file) = member.file.filter(|_| !self.extraction.is_held_back(&member.path)) {
-            let is_kept = self.tree.is_some_and(|tree| is_there(tree, last, member, false));
-            self.figures.compared(file.size, is_kept);
+            let in_blocks = is_in_blocks(&member.path);
+            let is_kept = !in_blocks && self.tree.is_some_and(|tree| is_there(tree, last, member, false));
+            // What is put together has another size, which is known of all of it.
+            self.figures.compared(if in_blocks { 0 } else { file.size }, is_kept);
         }
         Ok(true)
     }
 
-    fn file(&self, _: &mut LastParent, _: &IndexedMember) -> Result<Option<File>, ExtractError> {
+    fn file(&self, _: &mut LastParent, _: &IndexedMember) -> Result<Option<Box<dyn Write + '_>>, ExtractError> {
         Ok(None)
-    }
-
-    fn discard(&self, _: &mut LastParent, _: &IndexedMember) -> Result<(), ExtractError> {
-        Ok(())
-    }
-
-    fn shown(&self, path: &[u8]) -> PathBuf {
-        PathBuf::from(String::from_utf8_lossy(path).into_owned())
-    }
-
-    fn part_failed(&self, error: ExtractError) -> Result<(), ExtractError> {
-        Err(error)
     }
 }

@@ -13,13 +13,15 @@ use rustix::fs::AtFlags;
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
+use super::older::Reconstructed;
 use super::tree::{LastParent, Tree};
 use super::write_back::sync_file_systems;
 use super::{ExtractError, Extraction, io_failure};
+use crate::chain::{is_in_blocks, whole_path};
 use crate::copies::{List, StoredCopy};
 use crate::damage::{damaged, reading_failed};
 use crate::destination::{MARKER, PlacedTablespace};
-use crate::survey::{AUTO_CONF, DigestReader, TABLESPACE_MAP};
+use crate::survey::{AUTO_CONF, BACKUP_LABEL, DigestReader, TABLESPACE_MAP};
 
 /// The name of `pg_control` until it is durable.
 pub(super) const NEW_CONTROL_FILE: &str = "pg_control.pgark";
@@ -28,15 +30,28 @@ const OWN_MODE: u32 = 0o640;
 /// Far more than a line of a manifest has; a longer one comes in pieces.
 const LINE_LIMIT: u64 = 1 << 20;
 
-pub(super) fn finish(extraction: &Extraction, tree: &Tree, runtime: &Handle) -> Result<(), ExtractError> {
+pub(super) fn finish(
+    extraction: &Extraction,
+    tree: &Tree,
+    reconstructed: &Reconstructed,
+    runtime: &Handle,
+) -> Result<(), ExtractError> {
     let last = &mut LastParent::default();
     let map = moved_map(extraction, tree)?;
     if let Some(map) = &map {
         write_file(tree, last, TABLESPACE_MAP, map)?;
     }
+    let label = (!extraction.chain.is_empty()).then(|| whole_label(&extraction.survey.label_bytes));
+    if let Some(label) = &label {
+        write_file(tree, last, BACKUP_LABEL, label)?;
+    }
     write_file(tree, last, AUTO_CONF, &extraction.auto_conf)?;
     write_file(tree, last, extraction.signal_file.as_bytes(), b"")?;
-    write_manifest(extraction, tree, last, runtime, map.as_deref())?;
+    let own: Vec<_> = [(TABLESPACE_MAP, map.as_deref()), (BACKUP_LABEL, label.as_deref())]
+        .into_iter()
+        .filter_map(|(path, content)| Some((path, content?)))
+        .collect();
+    write_manifest(extraction, tree, last, runtime, ManifestEdit::new(&own, reconstructed))?;
     sync_file_systems(tree)?;
     for root in tree.roots() {
         sync_parent(&root.path)?;
@@ -95,14 +110,20 @@ fn write_file(tree: &Tree, last: &mut LastParent, path: &[u8], content: &[u8]) -
     file.write_all(content).map_err(|error| io_failure("write", tree.shown(path), error))
 }
 
-/// Writes the server's manifest byte for byte. Where the map of tablespaces was rewritten, its line and the checksum of
-/// the whole change with it, so that `pg_verifybackup` checks what is there.
+/// A server refuses the label of an incremental backup. Without the two lines it is that of a full one.
+fn whole_label(label: &[u8]) -> Vec<u8> {
+    let is_of_parent = |line: &&[u8]| line.starts_with(b"INCREMENTAL FROM ");
+    label.split_inclusive(|&byte| byte == b'\n').filter(|line| !is_of_parent(line)).collect::<Vec<_>>().concat()
+}
+
+/// Writes the server's manifest byte for byte, but for the files that are other ones here: their lines and the checksum of
+/// the whole change with them, so that `pg_verifybackup` checks what is there.
 fn write_manifest(
     extraction: &Extraction,
     tree: &Tree,
     last: &mut LastParent,
     runtime: &Handle,
-    map: Option<&[u8]>,
+    mut edit: ManifestEdit<'_>,
 ) -> Result<(), ExtractError> {
     let copies = extraction.copies.in_order();
     let Some(StoredCopy { repository, backup, .. }) = copies.first() else { return Ok(()) };
@@ -110,7 +131,6 @@ fn write_manifest(
     let (mut input, digest) = DigestReader::new(extraction.copies.read(List::Manifest, runtime));
     let shown = tree.shown(b"backup_manifest");
     let mut output = io::BufWriter::new(tree.create_file(last, b"backup_manifest", OWN_MODE)?);
-    let mut edit = map.map(ManifestEdit::new);
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -118,45 +138,62 @@ fn write_manifest(
         if read.map_err(|error| reading_failed(repository, &key, error))? == 0 {
             break;
         }
-        if let Some(edit) = &mut edit {
-            edit.apply(&mut line).map_err(|reason| damaged(repository, &key, reason))?;
-        }
+        edit.apply(&mut line).map_err(|reason| damaged(repository, &key, reason))?;
         output.write_all(&line).map_err(|error| io_failure("write", &shown, error))?;
     }
     output.flush().map_err(|error| io_failure("write", &shown, error))?;
     Ok(digest.check(repository, &key, &backup.manifest)?)
 }
 
-/// Puts another size and checksum of `tablespace_map` into a manifest, line by line.
+/// Puts other names, sizes and checksums of some files into a manifest, line by line.
 struct ManifestEdit<'m> {
-    map: &'m [u8],
+    /// Files that a restore writes itself.
+    own: &'m [(&'m [u8], &'m [u8])],
+    reconstructed: &'m Reconstructed,
     digest: Sha256,
 }
 
 impl<'m> ManifestEdit<'m> {
-    fn new(map: &'m [u8]) -> Self {
-        Self { map, digest: Sha256::new() }
+    fn new(own: &'m [(&'m [u8], &'m [u8])], reconstructed: &'m Reconstructed) -> Self {
+        Self { own, reconstructed, digest: Sha256::new() }
     }
 
     fn apply(&mut self, line: &mut Vec<u8>) -> Result<(), String> {
-        const ENTRY: &[u8] = b"{ \"Path\": \"tablespace_map\", ";
         const CHECKSUM: &[u8] = b"\"Manifest-Checksum\": \"";
         if line.starts_with(CHECKSUM) {
             let digest: String = self.digest.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect();
             *line = [CHECKSUM, digest.as_bytes(), b"\"}\n"].concat();
             return Ok(());
         }
-        if line.starts_with(ENTRY) {
+        if let Some((path, size, crc32c)) = self.other(line)? {
             let text = std::str::from_utf8(line).map_err(|error| error.to_string())?;
-            let size = self.map.len().to_string();
-            let checksum = ManifestChecksum::crc32c(crc32c::crc32c(self.map)).to_string();
-            let edited = replace_value(text, "\"Size\": ", ',', &size)
+            let checksum = ManifestChecksum::crc32c(crc32c).to_string();
+            let edited = replace_value(text, "\"Path\": \"", '"', &path)
+                .and_then(|text| replace_value(&text, "\"Size\": ", ',', &size.to_string()))
                 .and_then(|text| replace_value(&text, "\"Checksum\": \"", '"', &checksum))
-                .ok_or("the line of tablespace_map has no size or checksum")?;
+                .ok_or_else(|| format!("the line of {path} has no size or checksum"))?;
             *line = edited.into_bytes();
         }
         self.digest.update(&line);
         Ok(())
+    }
+
+    /// What the file of a line is here, if it is another one: its name, size and checksum.
+    fn other(&self, line: &[u8]) -> Result<Option<(String, u64, u32)>, String> {
+        const ENTRY: &[u8] = b"{ \"Path\": \"";
+        let Some(rest) = line.strip_prefix(ENTRY) else { return Ok(None) };
+        let path = rest.split(|&byte| byte == b'"').next().unwrap_or_default();
+        if let Some((path, content)) = self.own.iter().find(|(own, _)| *own == path) {
+            let name = String::from_utf8_lossy(path).into_owned();
+            return Ok(Some((name, content.len() as u64, crc32c::crc32c(content))));
+        }
+        if !is_in_blocks(path) {
+            return Ok(None);
+        }
+        let name = String::from_utf8_lossy(&whole_path(path)).into_owned();
+        let (size, crc32c) =
+            self.reconstructed.get(path).ok_or_else(|| format!("it lists {name}, which was not restored"))?;
+        Ok(Some((name, size, crc32c)))
     }
 }
 

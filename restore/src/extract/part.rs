@@ -2,7 +2,6 @@
 //! member by member while the files are written. Of a part that is there in parts only, only the frames are read that
 //! hold what is missing.
 
-use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -125,7 +124,7 @@ struct Part<'p, S> {
     opened: &'p mut usize,
 }
 
-impl<S: Sink> Part<'_, S> {
+impl<'p, S: Sink> Part<'p, S> {
     fn damaged(&self, reason: impl Into<String>) -> ExtractError {
         damaged(self.repository, &self.key, reason).into()
     }
@@ -156,12 +155,13 @@ impl<S: Sink> Part<'_, S> {
             let name = String::from_utf8_lossy(&member.path);
             return Err(self.damaged(format!("`{name}` has another checksum than in the manifest")));
         }
+        self.parts.sink.written(&mut self.last_parent, member)?;
         self.parts.progress.advance(indexed.size);
         Ok(())
     }
 
     /// The destination was empty: what is in the way was listed before, as a file or as a directory.
-    fn open_file(&mut self, member: &IndexedMember) -> Result<Option<File>, ExtractError> {
+    fn open_file(&mut self, member: &IndexedMember) -> Result<Option<Box<dyn Write + 'p>>, ExtractError> {
         self.parts.sink.file(&mut self.last_parent, member).map_err(|error| match error {
             ExtractError::Io { source, .. } if is_in_the_way(&source) => {
                 let name = String::from_utf8_lossy(&member.path);
@@ -172,7 +172,12 @@ impl<S: Sink> Part<'_, S> {
     }
 
     /// Copies a file's content and returns its checksum.
-    fn copy(&mut self, member: &IndexedMember, size: u64, mut file: Option<File>) -> Result<u32, ExtractError> {
+    fn copy(
+        &mut self,
+        member: &IndexedMember,
+        size: u64,
+        mut file: Option<Box<dyn Write + 'p>>,
+    ) -> Result<u32, ExtractError> {
         let mut crc32c = 0;
         let mut write_error = None;
         let mut pages = self.parts.sink.pages(member);
@@ -191,6 +196,11 @@ impl<S: Sink> Part<'_, S> {
             }
         });
         match (write_error, copied) {
+            // What the file holds is not what can be written.
+            (Some(error), _) if error.kind() == io::ErrorKind::InvalidData => {
+                let name = String::from_utf8_lossy(&member.path);
+                Err(self.damaged(format!("`{name}` is no incremental file: {error}")))
+            }
             (Some(error), _) => Err(io_failure("write", self.parts.sink.shown(&member.path), error)),
             (None, Err(error)) => Err(reading_failed(self.repository, &self.key, error).into()),
             (None, Ok(())) => {

@@ -1,7 +1,7 @@
 //! All parts of a backup, read at once by several threads and checked file by file: to restore them, or only to prove
 //! that they can be.
 
-use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -22,7 +22,9 @@ use crate::survey::DigestReader;
 /// Where the files go.
 pub(crate) trait Sink: Sync {
     /// A directory, before anything in it.
-    fn directory(&self, member: &IndexedMember) -> Result<(), ExtractError>;
+    fn directory(&self, _: &IndexedMember) -> Result<(), ExtractError> {
+        Ok(())
+    }
 
     /// Whether the file is there already, as the backup has it; then it is not read.
     fn has(&self, _: &mut LastParent, _: &IndexedMember) -> Result<bool, ExtractError> {
@@ -30,16 +32,25 @@ pub(crate) trait Sink: Sync {
     }
 
     /// Opens a file; nothing for one that is only checked.
-    fn file(&self, last: &mut LastParent, member: &IndexedMember) -> Result<Option<File>, ExtractError>;
+    fn file(&self, last: &mut LastParent, member: &IndexedMember) -> Result<Option<Box<dyn Write + '_>>, ExtractError>;
+
+    /// Takes note of a file that was written whole and has the right checksum.
+    fn written(&self, _: &mut LastParent, _: &IndexedMember) -> Result<(), ExtractError> {
+        Ok(())
+    }
 
     /// Takes a file back whose part failed and is read once more from another copy.
-    fn discard(&self, last: &mut LastParent, member: &IndexedMember) -> Result<(), ExtractError>;
+    fn discard(&self, _: &mut LastParent, _: &IndexedMember) -> Result<(), ExtractError> {
+        Ok(())
+    }
 
     /// So many stored bytes were read.
     fn fetched(&self, _: u64) {}
 
     /// The path for messages.
-    fn shown(&self, path: &[u8]) -> PathBuf;
+    fn shown(&self, path: &[u8]) -> PathBuf {
+        PathBuf::from(String::from_utf8_lossy(path).into_owned())
+    }
 
     /// Whether a part is read at all.
     fn wants(&self, _: u32) -> bool {
@@ -55,7 +66,9 @@ pub(crate) trait Sink: Sync {
     fn pages_checked(&self, _: &IndexedMember, _: WrongPages) {}
 
     /// Takes note of a part that failed; what it returns ends everything, or not.
-    fn part_failed(&self, error: ExtractError) -> Result<(), ExtractError>;
+    fn part_failed(&self, error: ExtractError) -> Result<(), ExtractError> {
+        Err(error)
+    }
 }
 
 /// The parts of a backup, and where their files go.

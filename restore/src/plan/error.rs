@@ -17,8 +17,8 @@ pub enum PlanError {
     Unreadable { id: BackupId, reason: String, is_newer: bool },
     #[error("the backup {id} was never finished")]
     Unfinished { id: BackupId },
-    #[error("the backup {id} is incremental, which this version cannot restore")]
-    Incremental { id: BackupId },
+    #[error("the backup {id} builds on {missing}, which is not there")]
+    BrokenChain { id: BackupId, missing: BackupId },
     #[error("the backup {id} cannot be used")]
     SegmentSize {
         id: BackupId,
@@ -85,8 +85,8 @@ impl PlanError {
                 Some(newest) => format!("`pgark-restore list` shows all; the newest one is {newest}"),
                 None => "take one with `pgark-agent backup`".to_owned(),
             },
-            Self::Unfinished { .. } | Self::Incremental { .. } => {
-                "choose a finished full backup of `pgark-restore list`, or leave --backup out".to_owned()
+            Self::Unfinished { .. } | Self::BrokenChain { .. } => {
+                "choose another backup of `pgark-restore list`, or leave --backup out".to_owned()
             }
             Self::SegmentSize { .. } | Self::Unreadable { is_newer: true, .. } => return None,
             Self::Unreadable { .. } => "choose another backup of `pgark-restore list`".to_owned(),

@@ -30,6 +30,9 @@ impl fmt::Display for RestorePlan {
             format_size(backup.totals.raw_size),
             format_size(backup.totals.stored_size)
         )?;
+        for older in &self.chain {
+            writeln!(f, "builds on   {} ({} stored)", older.id, format_size(older.totals.stored_size))?;
+        }
         writeln!(f, "target      {}", self.target)?;
         if self.target.stop != RecoveryTarget::EndOfArchive {
             writeln!(f, "            then {}", self.target.action)?;
@@ -88,6 +91,8 @@ pub struct PlanJson {
     pub cluster: String,
     pub system_identifier: SystemIdentifier,
     pub backup: BackupJson,
+    /// The backups on which it builds, the nearest first.
+    pub chain: Vec<BackupId>,
     pub target: TargetJson,
     pub timeline: TimelineId,
     pub timeline_path: Vec<StepJson>,
@@ -105,6 +110,8 @@ pub struct PlanJson {
 pub struct BackupJson {
     pub id: BackupId,
     pub kind: BackupKind,
+    /// The backup on which it builds.
+    pub parent: Option<BackupId>,
     pub postgresql_version: u32,
     pub timeline: TimelineId,
     pub start_lsn: Lsn,
@@ -173,6 +180,7 @@ impl From<&RestorePlan> for PlanJson {
             cluster: plan.cluster.clone(),
             system_identifier: plan.backup.server.system_identifier,
             backup: BackupJson::from(&plan.backup),
+            chain: plan.chain.iter().map(|older| older.id.clone()).collect(),
             target: TargetJson {
                 kind,
                 value,
@@ -200,6 +208,7 @@ impl From<&Backup> for BackupJson {
         Self {
             id: backup.id.clone(),
             kind: backup.kind,
+            parent: backup.parent.clone(),
             postgresql_version: backup.server.version_num,
             timeline: backup.timeline,
             start_lsn: backup.start_lsn,

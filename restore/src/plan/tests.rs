@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use pgark_command::TargetTime;
 use pgark_postgres::SystemIdentifier;
-use pgark_repository::{BackupList, OpenSegment, ServerFacts, StoredFile, Totals, WalInventory, WalPiece, WalRange};
+use pgark_repository::{
+    BackupKind, BackupList, OpenSegment, ServerFacts, StoredFile, Totals, WalInventory, WalPiece, WalRange,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -337,10 +339,11 @@ fn backups_that_do_not_count_are_refused_with_advice() {
     let unknown = archive.plan_with(end(), 8).unwrap_err();
     assert!(unknown.hint().unwrap().contains(id(4).as_str()));
     let mut incremental = backup(8, 1, 8);
-    incremental.kind = BackupKind::Incremental;
+    incremental.parent = Some(id(7));
     archive.0.backups.finished.push(incremental);
     assert_eq!(archive.plan(end()).unwrap().backup.id, id(4));
-    assert!(matches!(archive.plan_with(end(), 8), Err(PlanError::Incremental { .. })));
+    let broken = PlanError::BrokenChain { id: id(8), missing: id(7) };
+    assert_eq!(archive.plan_with(end(), 8).unwrap_err(), broken);
 }
 
 #[test]

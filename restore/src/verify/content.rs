@@ -2,8 +2,7 @@
 //! where the cluster has them, and every object is whole.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::path::PathBuf;
+use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
 use pgark_command::{Progress, ProgressDisplay};
@@ -139,24 +138,12 @@ impl Seen {
 }
 
 impl Sink for Seen {
-    fn directory(&self, _: &IndexedMember) -> Result<(), ExtractError> {
-        Ok(())
-    }
-
-    fn file(&self, _: &mut LastParent, member: &IndexedMember) -> Result<Option<File>, ExtractError> {
+    fn file(&self, _: &mut LastParent, member: &IndexedMember) -> Result<Option<Box<dyn Write + '_>>, ExtractError> {
         self.note(|found| {
             found.files += 1;
             found.bytes += member.file.map_or(0, |file| file.size);
         });
         Ok(None)
-    }
-
-    fn discard(&self, _: &mut LastParent, _: &IndexedMember) -> Result<(), ExtractError> {
-        Ok(())
-    }
-
-    fn shown(&self, path: &[u8]) -> PathBuf {
-        PathBuf::from(String::from_utf8_lossy(path).into_owned())
     }
 
     fn wants(&self, part: u32) -> bool {

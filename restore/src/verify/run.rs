@@ -11,7 +11,7 @@ use pgark_repository::{Backup, BackupId, BackupObject, ClusterRepository, ProofK
 use super::objects::compare;
 use super::sample::{Candidate, LastReads, Sample, stretches};
 use super::wal::{Needed, Ways};
-use super::{Fault, Findings, SampleJson, content, reason, stored, wal};
+use super::{Fault, Findings, SampleJson, content, lost, reason, stored, wal};
 use crate::catalogue::Catalogue;
 use crate::proofs::Finding;
 
@@ -102,7 +102,7 @@ impl Run<'_> {
                 backup: Some(unreadable.id.clone()),
                 object: self.repository.keys().backup(&unreadable.id).to_string(),
                 reason: reason(&unreadable.error),
-                consequence: format!("backup {} cannot be restored", unreadable.id),
+                consequence: lost(&unreadable.id),
                 damaged: true,
             });
         }

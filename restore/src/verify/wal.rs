@@ -7,12 +7,12 @@ use jiff::Timestamp;
 use pgark_postgres::{RecordWalker, SegmentName, SegmentSize, TimelineId, WalEndReason, WalFileName};
 use pgark_repository::{Backup, ClusterRepository, ErrorKind, RepositoryError, wal_piece_of};
 
-use super::{Fault, Findings, full_text, tells_of_damage};
+use super::{Fault, Findings, full_text, lost, tells_of_damage};
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::fetch_wal::check_segment;
 use crate::moments::{plan_without_target, windows};
-use crate::plan::{PlannedSegment, RestorePlan};
+use crate::plan::{PlanError, PlannedSegment, RestorePlan};
 use crate::reach::{ReachError, fetch_segment};
 
 /// How many segments are fetched while one is looked at; each of them is in memory as a whole.
@@ -110,11 +110,15 @@ pub(super) fn verify_lists(
             continue;
         }
         if let Err(error) = plan_without_target(catalogue, backup, backup.stop_timeline) {
+            let object = match error {
+                PlanError::BrokenChain { .. } => repository.keys().backup(&backup.id),
+                _ => repository.keys().wal(),
+            };
             findings.add(Fault {
                 backup: Some(backup.id.clone()),
-                object: repository.keys().wal().to_string(),
+                object: object.to_string(),
                 reason: error.to_string(),
-                consequence: format!("backup {} cannot be restored", backup.id),
+                consequence: lost(&backup.id),
                 damaged: true,
             });
         }

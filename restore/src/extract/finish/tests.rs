@@ -24,17 +24,21 @@ fn manifest(files: &[(&str, &[u8])]) -> Vec<u8> {
     text.into_bytes()
 }
 
-#[test]
-fn d05_the_manifest_follows_a_rewritten_map() {
-    let before = manifest(&[("backup_label", b"label"), ("tablespace_map", b"16385 /old\n"), ("PG_VERSION", b"15\n")]);
-    let map = b"16385 /a/much/longer/place\n";
-    let mut edit = ManifestEdit::new(map);
+fn edited(before: &[u8], mut edit: ManifestEdit<'_>) -> Vec<u8> {
     let mut after = Vec::new();
     for line in before.split_inclusive(|&byte| byte == b'\n') {
         let mut line = line.to_vec();
         edit.apply(&mut line).unwrap();
         after.extend(line);
     }
+    after
+}
+
+#[test]
+fn d05_the_manifest_follows_a_rewritten_map() {
+    let before = manifest(&[("backup_label", b"label"), ("tablespace_map", b"16385 /old\n"), ("PG_VERSION", b"15\n")]);
+    let map = b"16385 /a/much/longer/place\n";
+    let after = edited(&before, ManifestEdit::new(&[(TABLESPACE_MAP, map)], &Reconstructed::default()));
     // The reader checks the checksum of the whole.
     let mut reader = ManifestReader::new(after.as_slice()).unwrap();
     let files: Vec<_> = reader.by_ref().map(Result::unwrap).collect();
@@ -46,7 +50,24 @@ fn d05_the_manifest_follows_a_rewritten_map() {
 }
 
 #[test]
+fn the_manifest_of_a_chain_names_whole_files() {
+    let label = b"START WAL LOCATION: 0/2000028\nINCREMENTAL FROM LSN: 0/1000028\nINCREMENTAL FROM TLI: 1\nEND\n";
+    let before =
+        manifest(&[("backup_label", label), ("base/5/INCREMENTAL.1259", b"changes"), ("base/INCREMENTAL.1", b"")]);
+    let reconstructed = Reconstructed::default();
+    reconstructed.insert(b"base/5/INCREMENTAL.1259", 5, crc32c::crc32c(b"whole"));
+    let label = whole_label(label);
+    assert_eq!(label, b"START WAL LOCATION: 0/2000028\nEND\n");
+    let after = edited(&before, ManifestEdit::new(&[(BACKUP_LABEL, &label)], &reconstructed));
+    let expected = manifest(&[("backup_label", &label), ("base/5/1259", b"whole"), ("base/INCREMENTAL.1", b"")]);
+    assert_eq!(String::from_utf8(after).unwrap(), String::from_utf8(expected).unwrap());
+}
+
+#[test]
 fn a_line_without_the_fields_is_refused() {
-    let mut line = b"{ \"Path\": \"tablespace_map\", \"Nothing\": 1 }\n".to_vec();
-    assert!(ManifestEdit::new(b"").apply(&mut line).is_err());
+    let (own, reconstructed) = ([(TABLESPACE_MAP, &b""[..])], Reconstructed::default());
+    let mut edit = ManifestEdit::new(&own, &reconstructed);
+    assert!(edit.apply(&mut b"{ \"Path\": \"tablespace_map\", \"Nothing\": 1 }\n".to_vec()).is_err());
+    // A file that was not put together.
+    assert!(edit.apply(&mut b"{ \"Path\": \"base/5/INCREMENTAL.1\", \"Size\": 12,\n".to_vec()).is_err());
 }
