@@ -86,6 +86,13 @@ bench-wal: ## Compares archiving and replay of WAL with other tools on this mach
 	$(CARGO) build --release --bins $(PROGRAMS)
 	$(CARGO) bench --package pgark-tests --bench wal
 
+.PHONY: bench-incremental
+bench-incremental: ## Compares incremental backups with full ones; SCALE=… makes it smaller
+	tests/servers/install-postgres.sh 17
+	tests/servers/install-postgres.sh 18
+	$(CARGO) build --release --bins $(PROGRAMS)
+	$(CARGO) bench --package pgark-tests --bench incremental
+
 .PHONY: bench-verify
 bench-verify: ## Compares verify with cat and zstd -t of the same bytes; SCALE=… makes it smaller
 	tests/servers/install-postgres.sh 15

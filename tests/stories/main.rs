@@ -16,6 +16,7 @@ mod encryption;
 mod every_version;
 mod expire;
 mod included;
+mod incremental;
 mod look_ahead;
 mod moments;
 mod notify;
