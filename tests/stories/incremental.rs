@@ -31,7 +31,9 @@ fn builder(major: u32) -> ProtectedClusterBuilder {
 fn backup(cluster: &ProtectedCluster, kind: &str) -> String {
     let outcome = cluster.agent().args(["--quiet", "backup", "--json", kind]).succeed();
     let summary: Value = serde_json::from_str(&outcome.stdout).unwrap();
-    summary["id"].as_str().unwrap().to_owned()
+    let id = summary["id"].as_str().unwrap().to_owned();
+    assert_eq!(summary["parent"].as_str().map(str::to_owned), parent_of(cluster, &id));
+    id
 }
 
 fn parent_of(cluster: &ProtectedCluster, id: &str) -> Option<String> {

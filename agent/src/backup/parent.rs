@@ -190,12 +190,17 @@ impl KeptManifests {
         fs::rename(&manifest.path, self.path(backup))?;
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
-            let is_own = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&self.prefix));
-            if is_own && path != self.path(backup) && path != self.path(first) {
+            if self.is_own(&path) && path != self.path(backup) && path != self.path(first) {
                 fs::remove_file(path)?;
             }
         }
         Ok(())
+    }
+
+    /// The name of one cluster may begin with that of another.
+    fn is_own(&self, path: &Path) -> bool {
+        let id = path.file_stem().and_then(|name| name.to_str()?.strip_prefix(&self.prefix));
+        id.is_some_and(|id| id.parse::<BackupId>().is_ok())
     }
 }
 
@@ -271,6 +276,33 @@ mod tests {
         let week = week();
         assert_eq!(chosen(&week, Base::Last, Some(POLICY), 7), Ok((id(6, false), id(4, true))));
         assert_eq!(chosen(&week, Base::LastFull, Some(POLICY), 7), Ok((id(4, true), id(4, true))));
+    }
+
+    #[test]
+    fn manifests_of_other_clusters_stay() {
+        let folder = harness::TempDir::new("manifests");
+        let kept = |prefix: &str| KeptManifests { folder: folder.path().to_owned(), prefix: prefix.to_owned() };
+        let keep = |kept: &KeptManifests, day, first| {
+            let mut manifest = kept.begin(&id(day, day == first)).unwrap();
+            manifest.write(b"manifest").unwrap();
+            kept.keep(manifest, &id(day, day == first), &id(first, true)).unwrap();
+        };
+        keep(&kept("main-2-"), 0, 0);
+        let main = kept("main-");
+        for day in 0..4 {
+            keep(&main, day, 0);
+        }
+        drop(main.begin(&id(9, true)).unwrap());
+        keep(&main, 4, 0);
+        let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        names.sort();
+        assert_eq!(names, [kept("main-2-").path(&id(0, true)), main.path(&id(0, true)), main.path(&id(4, false))]);
+        let mut stored = backup(4, Some(id(3, false)));
+        assert!(main.open(&stored).err().unwrap().contains("not the one that was stored"));
+        stored.manifest.sha256 = Sha256::digest(b"manifest").iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut text = String::new();
+        main.open(&stored).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "manifest");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use pgark_command::{Report, format_duration, format_size, format_time};
-use pgark_repository::{Backup, BackupTargets};
+use pgark_repository::{Backup, BackupId, BackupTargets};
 use serde::Serialize;
 
 use crate::expire::{Expired, sentence};
@@ -12,6 +12,8 @@ use crate::expire::{Expired, sentence};
 #[derive(Serialize)]
 struct Summary<'a> {
     id: &'a str,
+    /// The backup on which it builds.
+    parent: Option<&'a str>,
     raw_bytes: u64,
     stored_bytes: u64,
     files: u64,
@@ -48,9 +50,10 @@ struct ExpiredJson<'a> {
 pub(super) fn print(backup: &Backup, targets: &BackupTargets, elapsed: Duration) -> std::io::Result<()> {
     let mut report = Report::to_stdout();
     let totals = &backup.totals;
+    let on = backup.parent.as_ref().map_or_else(String::new, |parent| format!(" on {parent}"));
     writeln!(
         report,
-        "backup {}: {} in {} files, stored as {} ({:.1}:1), in {}\nWAL from {} to {} on timeline {}; any moment after {} can be restored",
+        "backup {}{on}: {} in {} files, stored as {} ({:.1}:1), in {}\nWAL from {} to {} on timeline {}; any moment after {} can be restored",
         backup.id,
         format_size(totals.raw_size),
         totals.files,
@@ -78,6 +81,7 @@ pub(super) fn print_json(
     let totals = &backup.totals;
     let summary = Summary {
         id: backup.id.as_str(),
+        parent: backup.parent.as_ref().map(BackupId::as_str),
         raw_bytes: totals.raw_size,
         stored_bytes: totals.stored_size,
         files: totals.files,
