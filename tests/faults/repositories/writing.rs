@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use harness::{Action, Fault, PostgresServer, Trigger};
+use harness::{Action, Fault, PostgresServer, ProtectedClusterBuilder, Trigger};
 
 use super::{Lines, Two};
 use crate::receiving;
@@ -85,6 +85,11 @@ impl Two {
     }
 }
 
+/// After the load nobody writes any more: what is archived side by side has no gap then.
+fn one_writer(builder: ProtectedClusterBuilder) -> ProtectedClusterBuilder {
+    builder.server(|server| server.wal_segment_megabytes(1).setting("autovacuum", "off"))
+}
+
 /// Looks every now and then how much waits for the archiver, and returns the most that was seen.
 fn most_ready(server: &PostgresServer, time: Duration) -> usize {
     let started = Instant::now();
@@ -107,7 +112,7 @@ fn archiver(server: &PostgresServer) -> (u64, u64) {
 /// One of two repositories goes away while the archiver ships; a backup is taken meanwhile.
 fn archiving_goes_on(outage: Outage, time: Duration) {
     let lines = Lines { far: OPTIONAL, is_encrypted: true, ..Lines::default() };
-    let mut two = Two::start_with(&lines, |builder| builder.server(|server| server.wal_segment_megabytes(1)));
+    let mut two = Two::start_with(&lines, one_writer);
     let server = two.cluster.server();
     server.init_pgbench(5);
     two.cluster.backup();
@@ -236,8 +241,7 @@ fn transactions(server: &PostgresServer) -> u64 {
 fn streaming_goes_on(outage: Outage, time: Duration) {
     let settings = "[stream]\nsynchronous = true\n";
     let lines = Lines { far: OPTIONAL, settings, ..Lines::default() };
-    let mut two =
-        Two::start_with(&lines, |builder| builder.without_archiving().server(|server| server.wal_segment_megabytes(1)));
+    let mut two = Two::start_with(&lines, |builder| one_writer(builder.without_archiving()));
     two.cluster.server().init_pgbench(5);
     let run = receiving::start(&two.cluster);
     two.cluster.server_mut().alter_system("synchronous_standby_names", "pgark");
@@ -303,7 +307,7 @@ fn soak_a48_commits_go_on_without_a_repository_that_is_not_required() {
 /// The only repository that counts goes away: the slot holds the WAL, and all of it comes later.
 fn the_only_one_goes_away(time: Duration) {
     let mut two = Two::start_with(&Lines { near: OPTIONAL, ..Lines::default() }, |builder| {
-        builder.without_archiving().server(|server| server.wal_segment_megabytes(1))
+        one_writer(builder.without_archiving())
     });
     two.cluster.server().init_pgbench(5);
     let run = receiving::start(&two.cluster);
