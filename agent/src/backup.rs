@@ -4,6 +4,7 @@
 //! manifest is compared with what was stored, the WAL that the backup needs is proven to be in every repository, and
 //! only then the commit mark is created. Whatever fails before that leaves no backup behind.
 
+mod changes;
 mod included;
 mod limit_blocks;
 mod needed_wal;
@@ -20,19 +21,20 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use jiff::Timestamp;
 use pgark_command::{
-    CheckpointMode, Configuration, Environment, ExitCode, Failure, GlobalOptions, Overrides, Progress, ProgressDisplay,
-    notify_about, notify_message, open_for_writing,
+    CheckpointMode, Configuration, Environment, ExitCode, Failure, GlobalOptions, IncrementalMode, Overrides, Progress,
+    ProgressDisplay, notify_about, notify_message, open_for_writing,
 };
-use pgark_postgres::{BackupSource, Lsn, ManifestEnd, SegmentSize, TablespaceMap, TimelineId};
+use pgark_postgres::{BackupSource, IncrementalFrom, Lsn, ManifestEnd, SegmentSize, TablespaceMap, TimelineId};
 use pgark_repository::{
     Backup, BackupId, BackupKind, BackupTargets, BackupWriter, BackupWriterOptions, CheckedBackup, ClusterRepository,
     IncludedDirectory, ServerFacts, StoredFile, Tablespace, Totals,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::changes::Changes;
 use self::limit_blocks::{LimitBlocks, history_since};
-use self::parent::{Base, ChainPolicy, KeptManifest, KeptManifests, Parent, Wanted};
-use self::receive::{Received, Writing, receive};
+use self::parent::{Base, ChainPolicy, Kept, KeptManifest, KeptMap, Parent, Wanted};
+use self::receive::{Handling, Received, Writing, receive};
 pub use self::tar_stream::{TarPiece, TarStream, TarStreamError};
 use self::wal_delivery::WalHold;
 use crate::catch_up::{Stock, fill};
@@ -59,7 +61,9 @@ pub struct BackupArguments {
     #[arg(long, group = "kind")]
     pub full: bool,
 
-    /// Store what changed since the last backup; PostgreSQL 17 and later, with summarize_wal = on
+    /// Store what changed since the last backup
+    ///
+    /// PostgreSQL 17 and later, with summarize_wal = on, send only that. Others send everything, and it is compared.
     #[arg(long, group = "kind")]
     pub incremental: bool,
 
@@ -139,7 +143,7 @@ pub async fn backup(
         );
     }
     let wanted = Wanted::new(configuration.backup.incremental, arguments.base());
-    let kept = KeptManifests::new(&configuration);
+    let kept = Kept::new(&configuration);
     let backups = match wanted {
         Wanted::Full => Vec::new(),
         Wanted::ChangesSince { .. } => {
@@ -182,7 +186,7 @@ pub async fn backup(
     // From here on there is nothing to abort; a commit that has begun is not interrupted either.
     let damaged_files = taken.damaged_files.to_string();
     let targets = taken.targets.clone();
-    let manifest = taken.manifest.take();
+    let for_next = (taken.manifest.take(), taken.map.take());
     // One that was left out a moment ago is not asked again.
     let behind = match targets.repositories() {
         several if several.len() > 1 => Stock::of_all(&several).await.unwrap_or_default(),
@@ -190,10 +194,14 @@ pub async fn backup(
     };
     let backup = taken.commit(&configuration, annotations, included).await.context("commit the backup")?;
     connected.hold.end().await;
-    if let Some(manifest) = manifest
-        && let Err(error) = kept.keep(manifest, &backup.id, parent.map_or(&backup.id, |parent| parent.first))
-    {
-        tracing::warn!(%error, "the manifest cannot be kept in state_dir: the next backup will be a full one");
+    let first = parent.map_or(&backup.id, |parent| parent.first);
+    let kept_for_next = match for_next {
+        (Some(manifest), _) => kept.keep_manifest(manifest, &backup.id, first),
+        (None, Some(map)) => kept.keep_map(&map, &backup.id, first),
+        (None, None) => Ok(()),
+    };
+    if let Err(error) = kept_for_next {
+        tracing::warn!(%error, "state_dir cannot be written: the next backup will be a full one");
     }
     notify_message(format!("backup {} is stored", backup.id));
     let elapsed = started.elapsed();
@@ -293,8 +301,10 @@ struct Taken {
     tablespaces: Vec<Tablespace>,
     damaged_pages: Option<String>,
     damaged_files: DamagedFiles,
-    /// The manifest, for the next backup.
+    /// For the next backup.
     manifest: Option<KeptManifest>,
+    map: Option<KeptMap>,
+    block_map: Option<String>,
 }
 
 impl Source {
@@ -332,7 +342,7 @@ impl Source {
         wanted: Wanted,
         configuration: &Configuration,
         backups: &'b [Backup],
-        kept: &KeptManifests,
+        kept: &Kept,
     ) -> anyhow::Result<Option<Parent<'b>>> {
         let Wanted::ChangesSince { base, is_demanded } = wanted else { return Ok(None) };
         let chosen = async {
@@ -341,7 +351,11 @@ impl Source {
             let policy = (!is_demanded).then_some(policy);
             self.sql.can_send_changes().await.map_err(|error| format!("{error:#}"))??;
             let chosen = parent::choose(backups, base, policy, &self.facts, self.start_time)?;
-            kept.open(chosen.backup).map_err(|reason| format!("of {}, {reason}", chosen.backup.id))?;
+            match self.sends_changes() {
+                true => kept.manifest(chosen.backup).map(drop),
+                false => kept.map(chosen.backup).map(drop),
+            }
+            .map_err(|reason| format!("of {}, {reason}", chosen.backup.id))?;
             Ok::<_, String>(chosen)
         };
         match chosen.await {
@@ -372,7 +386,7 @@ impl Source {
         repositories: &[ClusterRepository],
         configuration: &Configuration,
         parent: Option<Parent<'_>>,
-        kept: &KeptManifests,
+        kept: &Kept,
         writing: &mut Writing,
         progress: &Progress,
     ) -> anyhow::Result<Taken> {
@@ -382,8 +396,12 @@ impl Source {
         let mut history = None;
         if let Some(parent) = parent {
             repositories = with_parent(repositories, parent).await?;
+        }
+        // Where the server cannot, pgark finds out itself what changed.
+        let told = parent.filter(|_| self.sends_changes());
+        if let Some(parent) = told {
             history = history_since(parent, self.identity.timeline, &mut self.replication).await?;
-            let manifest = kept.open(parent).map_err(anyhow::Error::msg)?;
+            let manifest = kept.manifest(parent).map_err(anyhow::Error::msg)?;
             let upload = self.replication.upload_manifest(manifest).await;
             upload.with_context(|| format!("give the server the manifest of {}", parent.id))?;
         }
@@ -402,19 +420,37 @@ impl Source {
         .await?;
         tracing::debug!(id = %writer.id(), "claimed the backup's id");
         let targets = writer.targets().clone();
-        let mut manifest = self.keep_manifest(kept, writer.id());
+        let wants_map = parent.is_some() || configuration.backup.incremental != IncrementalMode::Never;
+        let mut handling = Handling::default();
+        let mut kept_map = None;
+        match self.sends_changes() {
+            true => handling.kept = keep_or_tell(kept.begin_manifest(writer.id())),
+            false if wants_map => {
+                if let Some((begun, file)) = keep_or_tell(kept.begin_map(writer.id())) {
+                    let before = parent.map(|parent| Ok((kept.map(parent)?, started(parent)))).transpose();
+                    let before = before.map_err(|reason: String| anyhow::anyhow!(reason))?;
+                    handling.changes = Some(Changes::new(file, before, kept.folder())?);
+                    kept_map = Some(begun);
+                }
+                ensure!(
+                    parent.is_none() || kept_map.is_some(),
+                    "state_dir cannot be written, so nothing can be compared"
+                );
+            }
+            false => {}
+        }
         *writing = Writing::Parts(Box::new(writer));
 
         let options = BaseBackupOptions {
             label: LABEL.to_owned(),
             fast_checkpoint: configuration.backup.checkpoint == CheckpointMode::Fast,
             max_rate_kib: configuration.backup.max_rate.map(pgark_command::MaxRate::kilobytes_per_second),
-            incremental: parent.is_some(),
+            incremental: told.is_some(),
             ..BaseBackupOptions::default()
         };
         let mut stream = match self.replication.base_backup(&options).await {
             Err(ReplicationError::Server { server })
-                if parent.is_some() && server.sqlstate == sqlstate::NOT_IN_PREREQUISITE_STATE =>
+                if told.is_some() && server.sqlstate == sqlstate::NOT_IN_PREREQUISITE_STATE =>
             {
                 return Err(IncrementalRefused(server).into());
             }
@@ -422,15 +458,14 @@ impl Source {
         };
         let start = stream.start();
         let tablespaces = tablespaces(&stream);
-        let mut limits = LimitBlocks::default();
-        if let Some(parent) = parent {
-            limits = LimitBlocks::between(history.as_ref(), parent, start, &self.sql).await?;
+        if let Some(parent) = told {
+            handling.limits = LimitBlocks::between(history.as_ref(), parent, start, &self.sql).await?;
         } else {
             // Of an incremental backup the server knows no size in advance.
             progress.set_total(stream.estimated_size_kib().unwrap_or(0) * 1024);
         }
         let received = tokio::select! {
-            received = receive(&mut stream, writing, &limits, &mut manifest, progress) => received?,
+            received = receive(&mut stream, writing, &mut handling, progress) => received?,
             error = self.hold.keep() => {
                 return Err(error).context("the connection that holds the backup's WAL broke");
             }
@@ -441,7 +476,8 @@ impl Source {
             Err(error) => return Err(error.into()),
         };
         let (checked, manifest_end) = writing.finish().await?;
-        self.check(&received, parent, start, end, &manifest_end)?;
+        self.check(&received, told, start, end, &manifest_end)?;
+        let block_map = kept_map.as_ref().map(KeptMap::sha256).transpose().context("read the block map")?;
         let map =
             TablespaceMap::parse(&received.map, self.facts.major()).context("read the server's tablespace_map")?;
         check_tablespaces(&map, &tablespaces)?;
@@ -479,20 +515,15 @@ impl Source {
             tablespaces,
             damaged_pages,
             damaged_files: self.replication.damaged_files().clone(),
-            manifest,
+            manifest: handling.kept,
+            map: kept_map,
+            block_map,
         })
     }
 
-    /// Keeps the manifest where the server can use it later.
-    fn keep_manifest(&self, kept: &KeptManifests, id: &BackupId) -> Option<KeptManifest> {
-        if i64::from(self.facts.major()) < FIRST_INCREMENTAL_MAJOR {
-            return None;
-        }
-        let begun = kept.begin(id);
-        if let Err(error) = &begun {
-            tracing::info!(%error, "the manifest cannot be kept in state_dir: the next backup cannot build on this one");
-        }
-        begun.ok()
+    /// Whether the server itself knows what changed.
+    fn sends_changes(&self) -> bool {
+        i64::from(self.facts.major()) >= FIRST_INCREMENTAL_MAJOR
     }
 
     /// Everything that the server says twice must agree.
@@ -562,6 +593,7 @@ impl Taken {
             parts: Vec::new(),
             manifest: none(),
             index: none(),
+            block_map: self.block_map.clone(),
             included: Vec::new(),
             totals: Totals::default(),
             recipients: Vec::new(),
@@ -573,6 +605,18 @@ impl Taken {
         };
         Ok(self.checked.commit(&facts).await?)
     }
+}
+
+/// What the next backup would need of this one.
+fn keep_or_tell<T>(begun: std::io::Result<T>) -> Option<T> {
+    if let Err(error) = &begun {
+        tracing::info!(%error, "state_dir cannot be written: the next backup cannot build on this one");
+    }
+    begun.ok()
+}
+
+fn started(backup: &Backup) -> IncrementalFrom {
+    IncrementalFrom { lsn: backup.start_lsn, timeline: backup.timeline }
 }
 
 /// The repositories that have the parent. One that is not required goes without this backup if it does not.

@@ -43,8 +43,8 @@ pub use incremental_file::{
 pub use lsn::{Lsn, LsnParseError};
 pub use major_version::{KNOWN_MAJOR_VERSIONS, is_known_major_version};
 pub use manifest::{
-    ChecksumAlgorithm, ManifestChecksum, ManifestEnd, ManifestError, ManifestFile, ManifestReader, WalRange,
-    crc32c_from_hex, crc32c_to_hex,
+    ChecksumAlgorithm, ManifestChecksum, ManifestEditor, ManifestEnd, ManifestError, ManifestFile, ManifestReader,
+    ManifestReplacement, WalRange, crc32c_from_hex, crc32c_to_hex,
 };
 pub use page::{PAGE_SIZE, PageChecker, PageRules, WrongPages, page_checksum};
 pub use relation_file::{RelationFile, RelationFork};

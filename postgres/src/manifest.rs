@@ -21,6 +21,7 @@
 //! byte, never written anew from what was read.
 
 mod checksum;
+mod editor;
 mod entry;
 mod error;
 
@@ -29,6 +30,7 @@ use std::io::{BufRead, Read};
 use sha2::{Digest, Sha256};
 
 pub use checksum::{ChecksumAlgorithm, ManifestChecksum, crc32c_from_hex, crc32c_to_hex};
+pub use editor::{ManifestEditor, ManifestReplacement};
 pub use entry::{ManifestFile, WalRange};
 pub use error::ManifestError;
 

@@ -60,6 +60,9 @@ pub struct Backup {
     pub manifest: StoredFile,
     /// The index.
     pub index: StoredFile,
+    /// SHA-256, 64 hex digits, of the block map that the host of the agent keeps for the next incremental backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_map: Option<String>,
     /// Directories outside of the data directory that were taken along.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub included: Vec<Included>,

@@ -32,7 +32,7 @@ use crate::backup_id::{BackupId, BackupKind};
 use crate::cluster::ClusterRepository;
 use crate::compression::FrameCompressor;
 use crate::error::{RepositoryError, Result};
-use crate::index::{IndexLine, IndexedFile, IndexedMember, IndexedPart};
+use crate::index::{IndexLine, IndexedFile, IndexedMember, IndexedPart, WholeFile};
 use crate::path_set::PathSet;
 use crate::store::{Creation, StoredObject};
 use crate::tar_header::{END_OF_ARCHIVE, TAR_BLOCK, TarMember, tar_padding};
@@ -138,6 +138,23 @@ impl BackupWriter {
     /// `Input` for a path that cannot be stored or a file whose content is not complete; or when a
     /// repository fails.
     pub async fn begin_member(&mut self, member: &TarMember, limit_block: Option<u32>) -> Result<()> {
+        self.open_member(member, limit_block, None).await
+    }
+
+    /// Begins an incremental file that stands for `whole`.
+    ///
+    /// # Errors
+    /// As [`BackupWriter::begin_member`].
+    pub async fn begin_incremental(&mut self, member: &TarMember, whole: WholeFile) -> Result<()> {
+        self.open_member(member, None, Some(whole)).await
+    }
+
+    async fn open_member(
+        &mut self,
+        member: &TarMember,
+        limit_block: Option<u32>,
+        whole: Option<WholeFile>,
+    ) -> Result<()> {
         self.check_complete()?;
         let header = member.header().map_err(|error| RepositoryError::Input(error.to_string()))?;
         if !self.paths.insert(&member.path) {
@@ -154,7 +171,7 @@ impl BackupWriter {
             mode: member.mode,
             part: self.part,
             offset,
-            file: member.size.map(|size| IndexedFile { size, mtime: member.mtime, crc32c: 0, limit_block }),
+            file: member.size.map(|size| IndexedFile { size, mtime: member.mtime, crc32c: 0, limit_block, whole }),
         };
         match member.size {
             None => {

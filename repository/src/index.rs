@@ -49,6 +49,33 @@ pub struct IndexedFile {
     /// Of an incremental file: the block from which on the parent's blocks are not of this file any more, because it
     /// was cut there since the parent began, counted from the beginning of the file.
     pub limit_block: Option<u32>,
+    /// Of an incremental file that pgark itself made: the file that it stands for, as the server sent it.
+    pub whole: Option<WholeFile>,
+}
+
+/// A file once it is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WholeFile {
+    /// Bytes.
+    pub size: u64,
+    /// CRC-32C of the content.
+    #[serde(with = "crc32c_digits")]
+    pub crc32c: u32,
+}
+
+/// CRC-32C as the manifest writes it.
+mod crc32c_digits {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(crc32c: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&pgark_postgres::crc32c_to_hex(*crc32c))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+        let digits = String::deserialize(deserializer)?;
+        pgark_postgres::crc32c_from_hex(&digits).ok_or_else(|| D::Error::custom("a crc32c is not 8 hex digits"))
+    }
 }
 
 /// The frames of a part.
@@ -88,6 +115,8 @@ struct MemberLine {
     crc32c: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     limit_block: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    whole: Option<WholeFile>,
     part: u32,
     offset: u64,
 }
@@ -104,6 +133,7 @@ impl From<&IndexedMember> for MemberLine {
             mtime: member.file.map(|file| file.mtime),
             crc32c: member.file.map(|file| pgark_postgres::crc32c_to_hex(file.crc32c)),
             limit_block: member.file.and_then(|file| file.limit_block),
+            whole: member.file.and_then(|file| file.whole),
             part: member.part,
             offset: member.offset,
         }
@@ -123,9 +153,9 @@ impl TryFrom<MemberLine> for IndexedMember {
         let file = match (line.size, line.mtime, line.crc32c) {
             (Some(size), Some(mtime), Some(crc32c)) => {
                 let crc32c = pgark_postgres::crc32c_from_hex(&crc32c).ok_or("a crc32c is not 8 hex digits")?;
-                Some(IndexedFile { size, mtime, crc32c, limit_block: line.limit_block })
+                Some(IndexedFile { size, mtime, crc32c, limit_block: line.limit_block, whole: line.whole })
             }
-            (None, None, None) if line.limit_block.is_none() => None,
+            (None, None, None) if line.limit_block.is_none() && line.whole.is_none() => None,
             _ => return Err("a file needs size, mtime and crc32c"),
         };
         Ok(Self { path, mode: line.mode, part: line.part, offset: line.offset, file })
@@ -220,7 +250,7 @@ mod tests {
         fn a07_any_path_round_trips(name in proptest::collection::vec(1u8.., 1..60), size: u64, crc32c: u32, mode in 0u32..0o7777) {
             let mut path = b"base/".to_vec();
             path.extend(name.iter().map(|b| if *b == b'/' { b'_' } else { *b }));
-            let file = IndexedFile { size, mtime: 5, crc32c, limit_block: size.is_multiple_of(3).then_some(crc32c) };
+            let file = IndexedFile { size, mtime: 5, crc32c, limit_block: size.is_multiple_of(3).then_some(crc32c), whole: size.is_multiple_of(5).then_some(WholeFile { size, crc32c }) };
             let member = IndexLine::Member(IndexedMember { path, mode, part: 7, offset: size / 2, file: Some(file) });
             let mut line = Vec::new();
             member.write(&mut line).unwrap();

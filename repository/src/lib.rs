@@ -42,7 +42,7 @@ pub use digest::RawDigest;
 pub use encryption::{Identities, Recipients, generate_key_pair};
 pub use error::{ErrorKind, RepositoryError, Result};
 pub use hold::Hold;
-pub use index::{IndexLine, IndexReader, IndexedFile, IndexedMember, IndexedPart};
+pub use index::{IndexLine, IndexReader, IndexedFile, IndexedMember, IndexedPart, WholeFile};
 pub use keys::{ClusterKeys, ObjectKey, Sealing, WalPiece, backup_file_of, is_cluster_name, wal_file_of, wal_piece_of};
 pub use path_set::PathSet;
 pub use probe::{Probe, probe};

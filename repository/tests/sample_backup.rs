@@ -185,6 +185,7 @@ pub(crate) fn facts(id: BackupId) -> Backup {
         parts: Vec::new(),
         manifest: nothing(),
         index: nothing(),
+        block_map: None,
         totals: Totals::default(),
         recipients: Vec::new(),
         included: Vec::new(),

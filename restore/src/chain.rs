@@ -112,7 +112,7 @@ pub(crate) fn each_member(
     digest.check(repository, &key, &backup.index)
 }
 
-fn blame(copies: &Copies, reason: String) -> ExtractError {
+pub(crate) fn blame(copies: &Copies, reason: String) -> ExtractError {
     match copies.in_order().first() {
         Some(StoredCopy { repository, backup, .. }) => {
             damaged(repository, &repository.index_key(backup), reason).into()

@@ -50,7 +50,7 @@ pub use self::tar_reader::TarReader;
 pub(crate) use self::tree::LastParent;
 use self::tree::{Tree, set_mode};
 use self::write_back::{end_of_writing, write_back};
-use crate::chain::{Chain, is_in_blocks, whole_path};
+use crate::chain::{Chain, blame, is_in_blocks, whole_path};
 use crate::copies::Copies;
 use crate::destination::{Destination, MARKER};
 use crate::survey::{AUTO_CONF, BACKUP_LABEL, CONTROL_FILE, Survey, TABLESPACE_MAP};
@@ -201,6 +201,15 @@ impl Sink for IntoTree<'_> {
             checksum(&mut file)
         };
         let (size, crc32c) = finished().map_err(|error| io_failure("read", self.tree.shown(&path), error))?;
+        if let Some(whole) = member.file.and_then(|file| file.whole)
+            && (whole.size, whole.crc32c) != (size, crc32c)
+        {
+            let name = String::from_utf8_lossy(&path).into_owned();
+            return Err(blame(
+                &self.extraction.copies,
+                format!("`{name}` is put together to something else than it was"),
+            ));
+        }
         self.figures.compared(size, false);
         self.reconstructed.insert(&member.path, size, crc32c);
         Ok(())

@@ -17,13 +17,12 @@ fn start(major: u32) -> ProtectedCluster {
 
 fn builder(major: u32) -> ProtectedClusterBuilder {
     let server = |builder: harness::PostgresServerBuilder| {
-        builder
-            .major(major)
-            .data_checksums(true)
-            .setting("summarize_wal", "on")
-            .setting("autovacuum", "off")
-            .setting("allow_in_place_tablespaces", "on")
-            .setting("shared_buffers", "64MB")
+        let builder = builder.major(major).data_checksums(true);
+        let builder = builder.setting("autovacuum", "off").setting("shared_buffers", "64MB");
+        match major {
+            17.. => builder.setting("summarize_wal", "on").setting("allow_in_place_tablespaces", "on"),
+            _ => builder,
+        }
     };
     ProtectedCluster::builder().server(server).settings("[compression]\nlevel = 1\n[backup]\narchive_wait = \"1s\"\n")
 }
@@ -58,7 +57,11 @@ const STEPS: [&str; 7] = [
 ];
 
 fn fill(cluster: &ProtectedCluster) {
-    cluster.server().psql("CREATE TABLESPACE ts LOCATION ''");
+    let location = match cluster.server().major() {
+        17.. => String::new(),
+        _ => cluster.dir().create_dir("tablespace").display().to_string(),
+    };
+    cluster.server().psql(&format!("CREATE TABLESPACE ts LOCATION '{location}'"));
     for statement in [
         "CREATE TABLE a AS SELECT g AS id, md5(g::text) AS v FROM generate_series(1, 60000) g",
         "CREATE INDEX ON a (id)",
@@ -176,6 +179,71 @@ fn chains_equal_those_of_the_server(major: u32) {
     server.wait_until_promoted();
     assert_eq!(content(&server), expected);
     cluster.restore().args(["verify"]).succeed();
+}
+
+/// These servers send everything: the last incremental backup must come back as the full one that is taken right behind it.
+fn chains_equal_a_full_backup(major: u32) {
+    let cluster = builder(major).settings("incremental = \"auto\"\n").start();
+    fill(&cluster);
+    let mut ids = vec![backup(&cluster, "--full")];
+    for step in STEPS {
+        statements(cluster.server(), step);
+        ids.push(backup(&cluster, "--incremental"));
+    }
+    let expected = content(cluster.server());
+    // Hint bits that were just set are stored with the next one.
+    ids.push(backup(&cluster, "--incremental"));
+    let full = backup(&cluster, "--full");
+    for pair in ids.windows(2) {
+        assert_eq!(parent_of(&cluster, &pair[1]).as_ref(), Some(&pair[0]));
+    }
+    let size = |id: &str| fs::metadata(part(&cluster, id)).unwrap().len();
+    assert!(size(&ids[STEPS.len()]) * 3 < size(&full), "{} {}", size(&ids[STEPS.len()]), size(&full));
+    cluster.archive_all();
+    let restore = |name: &str, id: &str| {
+        let base = cluster.dir().join(format!("{name}-tablespaces")).display().to_string();
+        cluster.restore_to(name, &["--backup", id, "--target-immediate", "--tablespace-base", &base])
+    };
+    let (ours, theirs) = (restore("ours", ids.last().unwrap()), restore("theirs", &full));
+    for directory in [&ours, &theirs] {
+        cluster.server().run("pg_verifybackup", &["--no-parse-wal", &directory.display().to_string()]);
+    }
+    let relations = |root: &Path| -> BTreeMap<String, PathBuf> {
+        let is_relation = |name: &String| {
+            ["base/", "global/", "pg_tblspc/"].iter().any(|folder| name.starts_with(folder))
+                && name != "global/pg_control"
+        };
+        files(root).into_iter().filter(|(name, _)| is_relation(name)).collect()
+    };
+    let (one, other) = (relations(&ours), relations(&theirs));
+    assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
+    for (name, path) in &one {
+        assert!(fs::read(path).unwrap() == fs::read(&other[name]).unwrap(), "{name} differs");
+    }
+    let mut server = PostgresServer::start_restored(ours, major);
+    server.wait_until_paused();
+    assert_eq!(content(&server), expected);
+    cluster.restore().args(["verify"]).succeed();
+}
+
+#[test]
+fn e10_e17_chains_of_13_equal_a_full_backup() {
+    chains_equal_a_full_backup(13);
+}
+
+#[test]
+fn e10_e17_chains_of_14_equal_a_full_backup() {
+    chains_equal_a_full_backup(14);
+}
+
+#[test]
+fn e10_e17_chains_of_15_equal_a_full_backup() {
+    chains_equal_a_full_backup(15);
+}
+
+#[test]
+fn e10_e17_chains_of_16_equal_a_full_backup() {
+    chains_equal_a_full_backup(16);
 }
 
 #[test]
@@ -364,14 +432,27 @@ fn e07_e08_where_only_changes_cannot_be_sent_a_full_backup_is_taken_or_none() {
     automatic(None, "summarize_wal is off");
 }
 
+/// What the host of the agent keeps can be lost, and must not be another one.
 #[test]
-fn e07_before_17_every_backup_is_full() {
-    let cluster = ProtectedCluster::builder().settings("[backup]\nincremental = \"auto\"\n").start();
-    cluster.backup();
-    let second = cluster.backup();
-    assert!(second.ends_with("-full"), "{second}");
-    let outcome = cluster.agent().args(["backup", "--incremental"]).fail_with(1);
-    assert!(outcome.stderr.contains("PostgreSQL 15 cannot send only what changed"), "{}", outcome.stderr);
+fn e13_before_17_only_the_right_block_map_is_compared_with() {
+    let cluster = builder(15).settings("incremental = \"auto\"\n").start();
+    let server = cluster.server();
+    server.psql("CREATE TABLE t AS SELECT g AS id, md5(g::text) AS v FROM generate_series(1, 50000) g");
+    let map = |id: &str| cluster.dir().join(format!("state/maps/main-{id}.map"));
+    let first = backup(&cluster, "--full");
+    server.psql("UPDATE t SET v = 'changed' WHERE id % 500 = 1");
+    let second = backup(&cluster, "--incremental");
+    let whole = fs::read(map(&second)).unwrap();
+    for content in [Some(fs::read(map(&first)).unwrap()), Some(whole[..whole.len() / 2].to_vec()), None] {
+        match content {
+            Some(content) => fs::write(map(&second), content).unwrap(),
+            None => fs::remove_file(map(&second)).unwrap(),
+        }
+        let outcome = cluster.agent().args(["backup", "--incremental"]).fail_with(1);
+        assert!(outcome.stderr.contains("its block map"), "{}", outcome.stderr);
+    }
+    let outcome = cluster.agent().args(["-v", "backup"]).succeed();
+    assert!(outcome.stderr.contains("its block map") && outcome.stdout.contains("-full"), "{}", outcome.stderr);
 }
 
 /// The host of the agent cannot decrypt, and still builds on what it stored.

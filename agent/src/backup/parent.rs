@@ -4,7 +4,7 @@
 //! encrypted, and nobody here could decrypt it.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -134,60 +134,33 @@ fn is_same(one: &Backup, other: &Backup) -> bool {
     one.id == other.id && one.manifest.sha256 == other.manifest.sha256
 }
 
-/// The manifests that this host has kept, in `<state_dir>/manifests`. Safe to lose: the next backup is a full one then.
-pub(super) struct KeptManifests {
+/// Files of `state_dir` that are kept for the backup that builds on one. Safe to lose: the next one is a full one then.
+struct KeptFiles {
     folder: PathBuf,
     /// In front of each name: several clusters may share the folder.
     prefix: String,
+    extension: &'static str,
 }
 
-/// A manifest that arrives.
-pub(super) struct KeptManifest {
-    path: PathBuf,
-    output: zstd::Encoder<'static, BufWriter<File>>,
-}
-
-impl KeptManifests {
-    pub(super) fn new(configuration: &Configuration) -> Self {
-        Self { folder: configuration.state_dir.join("manifests"), prefix: format!("{}-", configuration.cluster.name) }
+impl KeptFiles {
+    fn new(configuration: &Configuration, folder: &str, extension: &'static str) -> Self {
+        let prefix = format!("{}-", configuration.cluster.name);
+        Self { folder: configuration.state_dir.join(folder), prefix, extension }
     }
 
     fn path(&self, id: &BackupId) -> PathBuf {
-        self.folder.join(format!("{}{id}.zst", self.prefix))
+        self.folder.join(format!("{}{id}.{}", self.prefix, self.extension))
     }
 
-    /// Opens the manifest of a backup, proven to be the one that was stored; the error says why it cannot be used.
-    pub(super) fn open(&self, backup: &Backup) -> Result<impl Read + Send + use<>, String> {
-        let path = self.path(&backup.id);
-        let unusable = |error: io::Error| format!("its manifest {} cannot be used: {error}", path.display());
-        let mut digest = Sha256::new();
-        let mut manifest = read(&path).map_err(unusable)?;
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            match manifest.read(&mut buffer).map_err(unusable)? {
-                0 => break,
-                count => digest.update(&buffer[..count]),
-            }
-        }
-        let found: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        if found != backup.manifest.sha256 {
-            return Err(format!("its manifest {} is not the one that was stored", path.display()));
-        }
-        read(&path).map_err(unusable)
-    }
-
-    /// Begins to keep the manifest of the backup that is under way.
-    pub(super) fn begin(&self, id: &BackupId) -> io::Result<KeptManifest> {
+    /// Where the file of a backup is until that is committed.
+    fn begin(&self, id: &BackupId) -> io::Result<PathBuf> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-        let path = self.folder.join(format!("{}{id}.new", self.prefix));
-        let output = zstd::Encoder::new(BufWriter::new(File::create(&path)?), LEVEL)?;
-        Ok(KeptManifest { path, output })
+        Ok(self.folder.join(format!("{}{id}.new", self.prefix)))
     }
 
-    /// Keeps it for the next backup, and of the others only that of `first`, the full one of its chain.
-    pub(super) fn keep(&self, manifest: KeptManifest, backup: &BackupId, first: &BackupId) -> io::Result<()> {
-        manifest.output.finish()?.flush()?;
-        fs::rename(&manifest.path, self.path(backup))?;
+    /// Keeps the file of a backup, and of the others only that of `first`, the full one of its chain.
+    fn keep(&self, begun: &Path, backup: &BackupId, first: &BackupId) -> io::Result<()> {
+        fs::rename(begun, self.path(backup))?;
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
             if self.is_own(&path) && path != self.path(backup) && path != self.path(first) {
@@ -204,10 +177,107 @@ impl KeptManifests {
     }
 }
 
+/// What the next backup needs of one: what the server has to be told, or what pgark itself compares with.
+pub(super) struct Kept {
+    manifests: KeptFiles,
+    maps: KeptFiles,
+}
+
+/// A manifest that arrives.
+pub(super) struct KeptManifest {
+    path: PathBuf,
+    output: zstd::Encoder<'static, BufWriter<File>>,
+}
+
+/// A block map that is being written.
+pub(super) struct KeptMap {
+    path: PathBuf,
+}
+
+impl Kept {
+    pub(super) fn new(configuration: &Configuration) -> Self {
+        Self {
+            manifests: KeptFiles::new(configuration, "manifests", "zst"),
+            maps: KeptFiles::new(configuration, "maps", "map"),
+        }
+    }
+
+    /// Opens the manifest of a backup, proven to be the one that was stored; the error says why it cannot be used.
+    pub(super) fn manifest(&self, backup: &Backup) -> Result<impl Read + Send + use<>, String> {
+        let path = self.manifests.path(&backup.id);
+        let unusable = |error: io::Error| format!("its manifest {} cannot be used: {error}", path.display());
+        let found = read(&path).and_then(sha256).map_err(unusable)?;
+        if found != backup.manifest.sha256 {
+            return Err(format!("its manifest {} is not the one that was stored", path.display()));
+        }
+        read(&path).map_err(unusable)
+    }
+
+    /// Opens the block map of a backup, as [`Kept::manifest`] does.
+    pub(super) fn map(&self, backup: &Backup) -> Result<File, String> {
+        let path = self.maps.path(&backup.id);
+        let unusable = |error: io::Error| format!("its block map {} cannot be used: {error}", path.display());
+        let mut map = File::open(&path).map_err(unusable)?;
+        let found = sha256(&mut map).map_err(unusable)?;
+        if Some(&found) != backup.block_map.as_ref() {
+            return Err(format!("its block map {} is not the one that was made with it", path.display()));
+        }
+        map.rewind().map_err(unusable)?;
+        Ok(map)
+    }
+
+    /// Begins to keep the manifest of the backup that is under way.
+    pub(super) fn begin_manifest(&self, id: &BackupId) -> io::Result<KeptManifest> {
+        let path = self.manifests.begin(id)?;
+        let output = zstd::Encoder::new(BufWriter::new(File::create(&path)?), LEVEL)?;
+        Ok(KeptManifest { path, output })
+    }
+
+    /// Begins the block map of the backup that is under way.
+    pub(super) fn begin_map(&self, id: &BackupId) -> io::Result<(KeptMap, File)> {
+        let path = self.maps.begin(id)?;
+        let file = File::create(&path)?;
+        Ok((KeptMap { path }, file))
+    }
+
+    /// Where large things can be put aside.
+    pub(super) fn folder(&self) -> &Path {
+        &self.maps.folder
+    }
+
+    pub(super) fn keep_manifest(&self, manifest: KeptManifest, backup: &BackupId, first: &BackupId) -> io::Result<()> {
+        manifest.output.finish()?.flush()?;
+        self.manifests.keep(&manifest.path, backup, first)
+    }
+
+    pub(super) fn keep_map(&self, map: &KeptMap, backup: &BackupId, first: &BackupId) -> io::Result<()> {
+        self.maps.keep(&map.path, backup, first)
+    }
+}
+
 impl KeptManifest {
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.output.write_all(bytes)
     }
+}
+
+impl KeptMap {
+    /// The digest by which the map is known again.
+    pub(super) fn sha256(&self) -> io::Result<String> {
+        sha256(File::open(&self.path)?)
+    }
+}
+
+fn sha256(mut input: impl Read) -> io::Result<String> {
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match input.read(&mut buffer)? {
+            0 => break,
+            count => digest.update(&buffer[..count]),
+        }
+    }
+    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn read(path: &Path) -> io::Result<zstd::Decoder<'static, BufReader<File>>> {
@@ -279,30 +349,48 @@ mod tests {
     }
 
     #[test]
-    fn manifests_of_other_clusters_stay() {
+    fn what_is_kept_for_other_clusters_stays() {
         let folder = harness::TempDir::new("manifests");
-        let kept = |prefix: &str| KeptManifests { folder: folder.path().to_owned(), prefix: prefix.to_owned() };
-        let keep = |kept: &KeptManifests, day, first| {
-            let mut manifest = kept.begin(&id(day, day == first)).unwrap();
-            manifest.write(b"manifest").unwrap();
-            kept.keep(manifest, &id(day, day == first), &id(first, true)).unwrap();
+        let files = |prefix: &str, extension| KeptFiles {
+            folder: folder.path().to_owned(),
+            prefix: prefix.to_owned(),
+            extension,
         };
-        keep(&kept("main-2-"), 0, 0);
-        let main = kept("main-");
+        let kept = |prefix: &str| Kept { manifests: files(prefix, "zst"), maps: files(prefix, "map") };
+        let keep = |kept: &Kept, day, first| {
+            let mut manifest = kept.begin_manifest(&id(day, day == first)).unwrap();
+            manifest.write(b"manifest").unwrap();
+            kept.keep_manifest(manifest, &id(day, day == first), &id(first, true)).unwrap();
+        };
+        let (main, other) = (kept("main-"), kept("main-2-"));
+        keep(&other, 0, 0);
         for day in 0..4 {
             keep(&main, day, 0);
         }
-        drop(main.begin(&id(9, true)).unwrap());
+        drop(main.begin_manifest(&id(9, true)).unwrap());
         keep(&main, 4, 0);
-        let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-        names.sort();
-        assert_eq!(names, [kept("main-2-").path(&id(0, true)), main.path(&id(0, true)), main.path(&id(4, false))]);
+        let names = || {
+            let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        let path = |kept: &Kept, day, is_full| kept.manifests.path(&id(day, is_full));
+        assert_eq!(names(), [path(&other, 0, true), path(&main, 0, true), path(&main, 4, false)].into());
+
+        let digest = |content: &[u8]| sha256(content).unwrap();
         let mut stored = backup(4, Some(id(3, false)));
-        assert!(main.open(&stored).err().unwrap().contains("not the one that was stored"));
-        stored.manifest.sha256 = Sha256::digest(b"manifest").iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(main.manifest(&stored).err().unwrap().contains("not the one that was stored"));
+        stored.manifest.sha256 = digest(b"manifest");
         let mut text = String::new();
-        main.open(&stored).unwrap().read_to_string(&mut text).unwrap();
+        main.manifest(&stored).unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "manifest");
+        let (map, mut file) = main.begin_map(&stored.id).unwrap();
+        file.write_all(b"map").unwrap();
+        assert_eq!(map.sha256().unwrap(), digest(b"map"));
+        main.keep_map(&map, &stored.id, &id(0, true)).unwrap();
+        assert!(main.map(&stored).err().unwrap().contains("not the one that was made with it"));
+        stored.block_map = Some(digest(b"map"));
+        main.map(&stored).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "manifestmap");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use pgark_command::Progress;
 use pgark_postgres::{BackupLabel, ControlFile, ManifestEnd};
 use pgark_repository::{BackupWriter, CheckedBackup, ManifestWriter, TarMember};
 
+use super::changes::{Changes, OpenFile, RewrittenManifest};
 use super::limit_blocks::LimitBlocks;
 use super::parent::KeptManifest;
 use super::tar_stream::{TarPiece, TarStream};
@@ -63,14 +64,25 @@ impl Writing {
     }
 }
 
-/// Reads the whole stream into the writer. `kept` also gets the manifest, unless it cannot be kept.
+/// What becomes of the stream besides that it is stored.
+#[derive(Default)]
+pub(super) struct Handling {
+    /// Where relations were cut, for the index.
+    pub(super) limits: LimitBlocks,
+    /// Gets the manifest, unless it cannot be kept.
+    pub(super) kept: Option<KeptManifest>,
+    /// Compares the stream with the parent's map, where the server does not.
+    pub(super) changes: Option<Changes>,
+}
+
+/// Reads the whole stream into the writer.
 pub(super) async fn receive(
     stream: &mut BaseBackupStream<'_>,
     writing: &mut Writing,
-    limits: &LimitBlocks,
-    kept: &mut Option<KeptManifest>,
+    handling: &mut Handling,
     progress: &Progress,
 ) -> anyhow::Result<Received> {
+    let mut manifest: Option<RewrittenManifest> = None;
     let mut archive: Option<OpenArchive> = None;
     let (mut label, mut control, mut map) = (None, None, None);
     while let Some(message) = stream.next().await? {
@@ -87,19 +99,24 @@ pub(super) async fn receive(
                     Seen::Control(read) => control = Some(read),
                     Seen::Map(read) => map = Some(read),
                 };
-                archive.take(&bytes, writer, limits, &mut seen).await?;
+                archive.take(&bytes, writer, handling, &mut seen).await?;
             }
             (BackupMessage::ManifestStart, Writing::Parts(_)) => {
                 end_archive(archive.take())?;
+                manifest = handling.changes.take().map(Changes::end).transpose()?;
                 if let Writing::Parts(writer) = std::mem::replace(writing, Writing::Gone) {
                     *writing = Writing::Manifest(Box::new(writer.begin_manifest().await?));
                 }
             }
             (BackupMessage::ManifestData(bytes), Writing::Manifest(writer)) => {
-                if let Some(Err(error)) = kept.as_mut().map(|kept| kept.write(&bytes)) {
+                if let Some(Err(error)) = handling.kept.as_mut().map(|kept| kept.write(&bytes)) {
                     tracing::warn!(%error, "the manifest cannot be kept in state_dir: the next backup will be a full one");
-                    *kept = None;
+                    handling.kept = None;
                 }
+                let bytes = match &mut manifest {
+                    Some(manifest) => manifest.take(&bytes)?.into(),
+                    None => bytes,
+                };
                 writer.write(bytes).await?;
             }
             (_, _) => bail!("the server sent archives and manifest in the wrong order"),
@@ -125,6 +142,8 @@ struct OpenArchive {
     /// Where the archive's root lies below the data directory.
     prefix: Vec<u8>,
     look: Option<Look>,
+    /// The file that is being compared with the parent's.
+    open: Option<OpenFile>,
 }
 
 /// A file that is looked at while it passes.
@@ -159,14 +178,14 @@ impl OpenArchive {
                 (format!("{oid}.tar"), [path, b"/".to_vec()].concat())
             }
         };
-        Ok(Self { tar: TarStream::default(), title, prefix, look: None })
+        Ok(Self { tar: TarStream::default(), title, prefix, look: None, open: None })
     }
 
     async fn take(
         &mut self,
         mut bytes: &[u8],
         writer: &mut BackupWriter,
-        limits: &LimitBlocks,
+        handling: &mut Handling,
         seen: &mut (impl FnMut(Seen) + Send),
     ) -> anyhow::Result<()> {
         while let Some(piece) =
@@ -181,16 +200,26 @@ impl OpenArchive {
                     if !self.prefix.is_empty() {
                         member.path = [&self.prefix, member.path.as_slice()].concat();
                     }
-                    let limit_block = limits.of(&member.path);
-                    writer.begin_member(&member, limit_block).await?;
+                    match &mut handling.changes {
+                        Some(changes) => self.open = changes.begin(member, writer).await?,
+                        None => writer.begin_member(&member, handling.limits.of(&member.path)).await?,
+                    }
                 }
                 TarPiece::Content(content) => {
-                    writer.write(content).await?;
+                    match (&mut self.open, &mut handling.changes) {
+                        (Some(open), Some(changes)) => changes.write(open, content, writer).await?,
+                        _ => writer.write(content).await?,
+                    }
                     if let Some(look) = &mut self.look {
                         look.content.extend_from_slice(content);
                         look.remaining -= content.len() as u64;
                     }
                 }
+            }
+            if let Some(changes) = &mut handling.changes
+                && let Some(open) = self.open.take_if(|open| open.is_complete())
+            {
+                changes.finish(open, writer).await?;
             }
             if let Some(look) = self.look.take_if(|look| look.remaining == 0) {
                 seen(look.parse()?);

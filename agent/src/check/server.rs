@@ -77,7 +77,7 @@ async fn check_incremental(server: &Server, mode: IncrementalMode, findings: &mu
         return Ok(());
     }
     match server.can_send_changes().await? {
-        Ok(()) => findings.ok("incremental", "the server can send what changed since a backup"),
+        Ok(()) => findings.ok("incremental", "backups can build on one another"),
         Err(reason) => findings.warning(
             "incremental",
             format!("every backup will be a full one: {reason}"),

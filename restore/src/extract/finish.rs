@@ -8,9 +8,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use pgark_postgres::{ManifestChecksum, TablespaceMap};
+use pgark_postgres::{ManifestEditor, ManifestReplacement, TablespaceMap};
 use rustix::fs::AtFlags;
-use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
 use super::older::Reconstructed;
@@ -145,62 +144,38 @@ fn write_manifest(
     Ok(digest.check(repository, &key, &backup.manifest)?)
 }
 
-/// Puts other names, sizes and checksums of some files into a manifest, line by line.
+/// What the manifest says of files that are other ones here.
 struct ManifestEdit<'m> {
     /// Files that a restore writes itself.
     own: &'m [(&'m [u8], &'m [u8])],
     reconstructed: &'m Reconstructed,
-    digest: Sha256,
+    editor: ManifestEditor,
 }
 
 impl<'m> ManifestEdit<'m> {
     fn new(own: &'m [(&'m [u8], &'m [u8])], reconstructed: &'m Reconstructed) -> Self {
-        Self { own, reconstructed, digest: Sha256::new() }
+        Self { own, reconstructed, editor: ManifestEditor::default() }
     }
 
     fn apply(&mut self, line: &mut Vec<u8>) -> Result<(), String> {
-        const CHECKSUM: &[u8] = b"\"Manifest-Checksum\": \"";
-        if line.starts_with(CHECKSUM) {
-            let digest: String = self.digest.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            *line = [CHECKSUM, digest.as_bytes(), b"\"}\n"].concat();
-            return Ok(());
-        }
-        if let Some((path, size, crc32c)) = self.other(line)? {
-            let text = std::str::from_utf8(line).map_err(|error| error.to_string())?;
-            let checksum = ManifestChecksum::crc32c(crc32c).to_string();
-            let edited = replace_value(text, "\"Path\": \"", '"', &path)
-                .and_then(|text| replace_value(&text, "\"Size\": ", ',', &size.to_string()))
-                .and_then(|text| replace_value(&text, "\"Checksum\": \"", '"', &checksum))
-                .ok_or_else(|| format!("the line of {path} has no size or checksum"))?;
-            *line = edited.into_bytes();
-        }
-        self.digest.update(&line);
-        Ok(())
+        let replacement = ManifestEditor::path_of(line).map_or(Ok(None), |path| self.replacement(path))?;
+        self.editor.edit(line, replacement)
     }
 
-    /// What the file of a line is here, if it is another one: its name, size and checksum.
-    fn other(&self, line: &[u8]) -> Result<Option<(String, u64, u32)>, String> {
-        const ENTRY: &[u8] = b"{ \"Path\": \"";
-        let Some(rest) = line.strip_prefix(ENTRY) else { return Ok(None) };
-        let path = rest.split(|&byte| byte == b'"').next().unwrap_or_default();
+    fn replacement(&self, path: &[u8]) -> Result<Option<ManifestReplacement>, String> {
+        let name = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
         if let Some((path, content)) = self.own.iter().find(|(own, _)| *own == path) {
-            let name = String::from_utf8_lossy(path).into_owned();
-            return Ok(Some((name, content.len() as u64, crc32c::crc32c(content))));
+            let (size, crc32c) = (content.len() as u64, crc32c::crc32c(content));
+            return Ok(Some(ManifestReplacement { path: name(path), size, crc32c }));
         }
         if !is_in_blocks(path) {
             return Ok(None);
         }
-        let name = String::from_utf8_lossy(&whole_path(path)).into_owned();
+        let whole = name(&whole_path(path));
         let (size, crc32c) =
-            self.reconstructed.get(path).ok_or_else(|| format!("it lists {name}, which was not restored"))?;
-        Ok(Some((name, size, crc32c)))
+            self.reconstructed.get(path).ok_or_else(|| format!("it lists {whole}, which was not restored"))?;
+        Ok(Some(ManifestReplacement { path: whole, size, crc32c }))
     }
-}
-
-fn replace_value(line: &str, before: &str, after: char, value: &str) -> Option<String> {
-    let (head, rest) = line.split_once(before)?;
-    let (_, tail) = rest.split_once(after)?;
-    Some(format!("{head}{before}{value}{after}{tail}"))
 }
 
 /// The entry of a root in the directory above it.

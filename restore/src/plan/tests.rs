@@ -109,6 +109,7 @@ pub(crate) fn backup(hour: u32, on: u32, number: u64) -> Backup {
         parts: Vec::new(),
         manifest: stored.clone(),
         index: stored,
+        block_map: None,
         totals: Totals::default(),
         recipients: Vec::new(),
         included: Vec::new(),

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use pgark_postgres::ManifestReader;
+use pgark_postgres::{ManifestChecksum, ManifestReader};
+use sha2::{Digest, Sha256};
 
 use super::*;
 
