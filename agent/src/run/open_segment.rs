@@ -12,7 +12,7 @@ use pgark_postgres::{Lsn, SegmentName, SegmentSize};
 use pgark_repository::WalPiece;
 
 /// A piece is in memory while it is stored.
-const LARGEST_PIECE: u32 = 2 << 20;
+const LARGEST_PIECE: u32 = 4 << 20;
 /// So many pieces of one level become one of the next, so that a slow segment has some dozens of pieces, not thousands.
 const FAN_IN: usize = 16;
 
@@ -267,7 +267,7 @@ mod tests {
             assert!(next.piece.end - next.piece.start <= LARGEST_PIECE);
             segment.piece_stored(next);
         }
-        assert_eq!(segment.pieces().len(), 8);
+        assert_eq!(segment.pieces().len(), 4);
     }
 
     #[test]
