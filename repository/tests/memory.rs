@@ -14,7 +14,7 @@ fn peak_bytes() -> u64 {
 
 /// A gigabyte that does not compress, in files of 64 MiB, to one store twice: plain and encrypted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn heavy_a21_a_gigabyte_to_s3_takes_less_than_200_mib() {
+async fn heavy_a21_a_gigabyte_to_s3_takes_less_than_230_mib() {
     const FILES: u32 = 16;
     const CHUNKS: u32 = 64;
     const CHUNK: usize = 1 << 20;
@@ -47,5 +47,5 @@ async fn heavy_a21_a_gigabyte_to_s3_takes_less_than_200_mib() {
     let peak = peak_bytes();
     assert_eq!(backup.totals.raw_size, u64::from(FILES * CHUNKS) * CHUNK as u64);
     assert!(backup.totals.stored_size > 1 << 30);
-    assert!(peak < 200 << 20, "{} MiB", peak >> 20);
+    assert!(peak < 230 << 20, "{} MiB", peak >> 20);
 }
