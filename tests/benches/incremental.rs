@@ -61,8 +61,8 @@ impl Bench {
     fn run(&self) {
         let mut backups = Table::new("backups", "full");
         backups.add("full", self.backup("--full"));
-        for _ in 0..CHAIN {
-            self.change_a_hundredth();
+        for round in 1..=CHAIN {
+            self.change_a_hundredth(round);
             backups.add("1 % of the pages changed", self.backup("--incremental"));
         }
         let last = self.newest_backup();
@@ -80,13 +80,13 @@ impl Bench {
         restores.print();
     }
 
-    /// A row on every hundredth page of the largest table.
-    fn change_a_hundredth(&self) {
-        self.server.psql(
+    /// A row on every hundredth page of the largest table: another one each time, since what was updated has moved away.
+    fn change_a_hundredth(&self, round: usize) {
+        self.server.psql(&format!(
             "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE ctid = ANY (ARRAY( \
-             SELECT format('(%s,1)', page)::tid FROM generate_series(0, \
-             pg_relation_size('pgbench_accounts') / 8192 - 1, 100) page))",
-        );
+             SELECT format('(%s,{round})', page)::tid FROM generate_series(0, \
+             pg_relation_size('pgbench_accounts') / 8192 - 1, 100) page))"
+        ));
     }
 
     fn backup(&self, kind: &str) -> Measurement {
