@@ -18,7 +18,7 @@
 //!
 //! The reader insists on that layout, holds one line at a time, and so takes millions of files. What it yields is to
 //! be trusted only after [`ManifestReader::finish`] has seen the checksum. A manifest is stored and sent on byte for
-//! byte, never written anew from what was read.
+//! byte, never written anew from what was read; [`ManifestEditor`] changes only the lines of files that are other ones.
 
 mod checksum;
 mod editor;

@@ -80,8 +80,8 @@ impl ClusterRepository {
     /// Copies a finished backup. What is there of it stays, such as the parts of an attempt that was broken off.
     ///
     /// # Errors
-    /// `NotFound` when WAL that it needs, or the backup on which it builds, is not here; `Damaged` when the source is; `Conflict` when something else has
-    /// its name here; `Configuration` when the two encrypt to different keys; or when a store fails. It does not exist
+    /// `NotFound` when WAL that it needs, or the backup on which it builds, is not here; `Damaged` when the source is;
+    /// `Conflict` when something else has its name here; `Configuration` when the two encrypt to different keys; or when a store fails. It does not exist
     /// here then.
     pub async fn copy_backup(&self, source: &Self, backup: &Backup) -> Result<()> {
         self.check_keys(source)?;

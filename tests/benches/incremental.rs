@@ -7,12 +7,13 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 mod measure;
+mod release_programs;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use harness::{PostgresServer, TempDir, TestUser, bash, from_environment};
+use harness::{PostgresServer, bash, from_environment};
 use measure::{Measurement, Table, measure};
+use release_programs::ReleasePrograms;
 
 /// Incremental backups on the full one.
 const CHAIN: usize = 6;
@@ -31,9 +32,7 @@ fn main() {
 
 struct Bench {
     server: PostgresServer,
-    dir: TempDir,
-    programs: PathBuf,
-    config: PathBuf,
+    programs: ReleasePrograms,
 }
 
 impl Bench {
@@ -43,19 +42,8 @@ impl Bench {
         let server = server.setting("summarize_wal", "on").setting("max_wal_size", "16GB").start();
         server.init_pgbench(scale);
         server.psql("CHECKPOINT");
-        let dir = TempDir::for_test_user("bench-incremental");
-        let programs = std::env::var_os("PGARK_BENCH_PROGRAMS")
-            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"), PathBuf::from);
-        let programs = programs.canonicalize().expect("the release programs are built by make bench-incremental");
-        let config = format!(
-            "state_dir = '{}'\n[cluster]\nname = 'bench'\nconnection = '{}'\n[[repository]]\nname = 'local'\n\
-             url = 'file://{}'\n[backup]\narchive_wait = '0s'\n",
-            dir.create_dir("state").display(),
-            server.connection_string().replace('\'', "\""),
-            dir.create_dir("repository").display(),
-        );
-        let config = dir.write("config.toml", config);
-        Self { server, dir, programs, config }
+        let programs = ReleasePrograms::new("bench-incremental", &server);
+        Self { server, programs }
     }
 
     fn run(&self) {
@@ -91,19 +79,19 @@ impl Bench {
 
     fn backup(&self, kind: &str) -> Measurement {
         let before = self.backups();
-        let mut command = self.program("pgark-agent", &["backup", kind]);
+        let mut command = self.programs.command("pgark-agent", &["backup", kind]);
         let mut measured = measure(&mut command, Some(self.server.pid()), Path::new(""));
         let id = self.backups().into_iter().find(|id| !before.contains(id)).expect("the backup is stored");
         let script = "du -sb \"$(find . -type d -name \"$ID\")\" | cut -f1";
-        let bytes = bash(&self.dir.join("repository"), script).env("ID", id).succeed().stdout;
+        let bytes = bash(&self.programs.dir().join("repository"), script).env("ID", id).succeed().stdout;
         measured.stored_bytes = bytes.trim().parse().expect("du prints a number");
         measured
     }
 
     fn restore(&self, id: &str) -> Measurement {
-        let to = self.dir.join("restored");
+        let to = self.programs.dir().join("restored");
         let arguments = ["base", "--target-immediate", "--backup", id, "--to"];
-        let mut command = self.program("pgark-restore", &arguments);
+        let mut command = self.programs.command("pgark-restore", &arguments);
         let measured = measure(command.arg(&to), None, Path::new(""));
         std::fs::remove_dir_all(&to).expect("the restored cluster can be removed");
         measured
@@ -114,23 +102,20 @@ impl Bench {
         let script = "mkdir -p /tmp/pgark-bench-$$ && cd /tmp/pgark-bench-$$ && \
                       for part in $(find \"$REPO\" -path \"*$ID/parts/*\"); do zstd -dc \"$part\" | tar -x; done; \
                       find . -name 'INCREMENTAL.*' -size +8k -exec cat {} + | zstd -3 | wc -c; rm -r /tmp/pgark-bench-$$";
-        let counted = bash(self.dir.path(), script).env("REPO", self.dir.join("repository")).env("ID", id).succeed();
+        let counted = bash(self.programs.dir().path(), script)
+            .env("REPO", self.programs.dir().join("repository"))
+            .env("ID", id)
+            .succeed();
         counted.stdout.trim().parse().expect("wc prints a number")
     }
 
     /// The ids of all backups, oldest first.
     fn backups(&self) -> Vec<String> {
         let script = "find . -path '*/backups/*' -name backup.json | sed 's|.*/backups/||; s|/.*||' | sort";
-        bash(&self.dir.join("repository"), script).succeed().stdout.lines().map(str::to_owned).collect()
+        bash(&self.programs.dir().join("repository"), script).succeed().stdout.lines().map(str::to_owned).collect()
     }
 
     fn newest_backup(&self) -> String {
         self.backups().pop().expect("there is a backup")
-    }
-
-    fn program(&self, name: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.programs.join(name));
-        TestUser::get().run(&mut command).arg("--config").arg(&self.config).arg("--quiet").args(arguments);
-        command
     }
 }

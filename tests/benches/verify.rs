@@ -7,12 +7,14 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 mod measure;
+mod release_programs;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use harness::{PostgresServer, TempDir, TestUser, from_environment};
+use harness::{PostgresServer, from_environment};
 use measure::{Table, measure};
+use release_programs::ReleasePrograms;
 
 fn main() {
     // `cargo test --benches` calls it too; the figures of a build without optimisation would mean nothing.
@@ -37,11 +39,7 @@ fn main() {
 }
 
 /// A repository with one backup.
-struct Bench {
-    dir: TempDir,
-    programs: PathBuf,
-    config: PathBuf,
-}
+struct Bench(ReleasePrograms);
 
 impl Bench {
     fn new(scale: u32, checksums: bool) -> Self {
@@ -51,37 +49,19 @@ impl Bench {
             if checksums { "with" } else { "without" }
         );
         server.init_pgbench(scale);
-        let dir = TempDir::for_test_user("bench-verify");
-        let programs = std::env::var_os("PGARK_BENCH_PROGRAMS")
-            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"), PathBuf::from);
-        let programs = programs.canonicalize().expect("the release programs are built by make bench-verify");
-        let config = format!(
-            "state_dir = '{}'\n[cluster]\nname = 'bench'\nconnection = '{}'\n[[repository]]\nname = 'local'\n\
-             url = 'file://{}'\n[backup]\narchive_wait = '0s'\n",
-            dir.create_dir("state").display(),
-            server.connection_string().replace('\'', "\""),
-            dir.create_dir("repository").display(),
-        );
-        let config = dir.write("config.toml", config);
-        let bench = Self { dir, programs, config };
-        let backup = bench.program("pgark-agent", &["backup"]).status().expect("pgark-agent starts");
+        let bench = Self(ReleasePrograms::new("bench-verify", &server));
+        let backup = bench.0.command("pgark-agent", &["backup"]).status().expect("pgark-agent starts");
         assert!(backup.success(), "the backup failed");
         bench
     }
 
-    fn program(&self, name: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.programs.join(name));
-        TestUser::get().run(&mut command).arg("--config").arg(&self.config).arg("--quiet").args(arguments);
-        command
-    }
-
     fn pgark(&self, arguments: &[&str]) -> Command {
-        self.program("pgark-restore", arguments)
+        self.0.command("pgark-restore", arguments)
     }
 
     /// A tool over everything that the backup has stored with zstd.
     fn of_stored(&self, tool: &str, arguments: &[&str]) -> Command {
-        let found = Command::new("find").arg(self.dir.join("repository")).args(["-name", "*.zst"]).output();
+        let found = Command::new("find").arg(self.0.dir().join("repository")).args(["-name", "*.zst"]).output();
         let found = String::from_utf8(found.expect("find runs").stdout).expect("keys are ASCII");
         let mut command = Command::new(tool);
         command.args(arguments).args(found.lines());
