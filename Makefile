@@ -87,7 +87,8 @@ bench-wal: ## Compares archiving and replay of WAL with other tools on this mach
 	$(CARGO) bench --package pgark-tests --bench wal
 
 .PHONY: bench-incremental
-bench-incremental: ## Compares incremental backups with full ones; SCALE=… makes it smaller
+bench-incremental: ## Compares incremental backups with full ones and with pgBackRest's; SCALE=… makes it smaller
+	tests/servers/install-postgres.sh 15
 	tests/servers/install-postgres.sh 17
 	tests/servers/install-postgres.sh 18
 	$(CARGO) build --release --bins $(PROGRAMS)

@@ -10,9 +10,10 @@ mod limit_blocks;
 mod needed_wal;
 mod parent;
 mod receive;
-mod summary;
+pub(crate) mod summary;
 mod tar_stream;
 mod wal_delivery;
+mod writing;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -27,16 +28,17 @@ use pgark_command::{
 use pgark_postgres::{BackupSource, IncrementalFrom, Lsn, ManifestEnd, SegmentSize, TablespaceMap, TimelineId};
 use pgark_repository::{
     Backup, BackupId, BackupKind, BackupTargets, BackupWriter, BackupWriterOptions, CheckedBackup, ClusterRepository,
-    IncludedDirectory, ServerFacts, StoredFile, Tablespace, Totals,
+    IncludedDirectory, Origin, ServerFacts, StoredFile, Tablespace, Totals,
 };
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::changes::Changes;
 use self::limit_blocks::{LimitBlocks, history_since};
+pub(crate) use self::parent::those_with;
 use self::parent::{Base, ChainPolicy, Kept, KeptManifest, KeptMap, Parent, Wanted};
-use self::receive::{Handling, Received, Writing, receive};
+use self::receive::{Handling, Received, receive};
 pub use self::tar_stream::{TarPiece, TarStream, TarStreamError};
 use self::wal_delivery::WalHold;
+pub(crate) use self::writing::{Writing, give_up_in_time};
 use crate::catch_up::{Stock, fill};
 use crate::expire;
 use crate::replication::{
@@ -44,15 +46,16 @@ use crate::replication::{
     ReplicationConnection, ReplicationError, ServerError, SystemIdentification, sqlstate,
 };
 use crate::server::{Archiving, FIRST_INCREMENTAL_MAJOR, Server};
+use crate::stop_signal::stop_signal;
+
+/// The program, as everything that it stores names it.
+pub(crate) const WRITTEN_BY: &str = concat!("pgark ", env!("CARGO_PKG_VERSION"));
 
 /// Written into `backup_label`.
 const LABEL: &str = "pgark base backup";
 
 /// Before these minor releases, WAL summaries can lack what changed: an incremental backup may then be wrong.
 const FIRST_SOUND_SUMMARIES: [(u32, u32); 2] = [(17, 170_011), (18, 180_006)];
-
-/// How long a backup that has failed waits until its uploads are aborted: a store that hangs must not hang the exit.
-const ABORT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Options of `backup`.
 #[derive(Args, Debug)]
@@ -117,14 +120,7 @@ pub async fn backup(
         .context("read cluster.connection")?;
     let repositories = open_for_writing(&global.repositories(environment, &configuration)?)?;
 
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let stopped = async move {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        }
-    };
+    let stopped = stop_signal()?;
     tokio::pin!(stopped);
 
     let started = Instant::now();
@@ -177,9 +173,7 @@ pub async fn backup(
                     false => writing.abort().await,
                 }
             };
-            if tokio::time::timeout(ABORT_PATIENCE, given_up).await.is_err() {
-                tracing::warn!("a repository does not answer: pieces of an unfinished upload may be left in it");
-            }
+            give_up_in_time(given_up).await;
             return Err(error.context("take the base backup"));
         }
     };
@@ -395,7 +389,7 @@ impl Source {
         let mut repositories = repositories.to_vec();
         let mut history = None;
         if let Some(parent) = parent {
-            repositories = with_parent(repositories, parent).await?;
+            repositories = those_with(repositories, parent).await?;
         }
         // Where the server cannot, pgark finds out itself what changed.
         let told = parent.filter(|_| self.sends_changes());
@@ -408,9 +402,9 @@ impl Source {
         let repositories = repositories.as_slice();
         let writer = BackupWriter::begin(
             repositories.to_vec(),
-            parent.map(|parent| parent.id.clone()),
+            parent.map_or(Origin::Server, |parent| Origin::ChangesSince(parent.id.clone())),
             host_name(),
-            concat!("pgark ", env!("CARGO_PKG_VERSION")).to_owned(),
+            WRITTEN_BY.to_owned(),
             BackupWriterOptions {
                 level,
                 jobs: configuration.compression.workers().get(),
@@ -580,6 +574,7 @@ impl Taken {
             // The writer knows.
             kind: BackupKind::Full,
             parent: None,
+            consolidated: None,
             cluster: configuration.cluster.name.clone(),
             server: self.facts.clone(),
             timeline: self.label_timeline,
@@ -600,7 +595,7 @@ impl Taken {
             annotations: annotations.clone(),
             damaged_pages: self.damaged_pages.clone(),
             damaged_files: self.damaged_files.named().to_vec(),
-            written_by: concat!("pgark ", env!("CARGO_PKG_VERSION")).to_owned(),
+            written_by: WRITTEN_BY.to_owned(),
             checksum: String::new(),
         };
         Ok(self.checked.commit(&facts).await?)
@@ -617,30 +612,6 @@ fn keep_or_tell<T>(begun: std::io::Result<T>) -> Option<T> {
 
 fn started(backup: &Backup) -> IncrementalFrom {
     IncrementalFrom { lsn: backup.start_lsn, timeline: backup.timeline }
-}
-
-/// The repositories that have the parent. One that is not required goes without this backup if it does not.
-async fn with_parent(all: Vec<ClusterRepository>, parent: &Backup) -> anyhow::Result<Vec<ClusterRepository>> {
-    let mut chosen = Vec::with_capacity(all.len());
-    for repository in all {
-        if !repository.is_optional() {
-            chosen.push(repository);
-            continue;
-        }
-        match parent::has_backup(&repository, parent).await {
-            Ok(true) => chosen.push(repository),
-            Ok(false) => tracing::warn!(
-                repository = repository.name(),
-                parent = %parent.id,
-                "does not have the backup on which this one builds, and is left out"
-            ),
-            Err(error) => {
-                let error: &(dyn std::error::Error + 'static) = &error;
-                tracing::warn!(repository = repository.name(), error, "is left out");
-            }
-        }
-    }
-    Ok(chosen)
 }
 
 fn tablespaces(stream: &BaseBackupStream<'_>) -> Vec<Tablespace> {

@@ -3,20 +3,23 @@
 mod backup;
 mod catch_up;
 mod check;
+mod consolidate;
 mod expire;
 mod run;
 mod server;
+mod stop_signal;
 mod wal_source;
 
 pub mod replication;
 
 use std::error::Error;
 
-use pgark_command::{ExitCode, Verdict, judge_repository};
+use pgark_command::{ExitCode, Verdict};
 use pgark_repository::RepositoryError;
 
 pub use backup::{BackupArguments, backup};
 pub use check::{CheckArguments, check};
+pub use consolidate::{ConsolidateArguments, consolidate};
 pub use expire::{ExpireArguments, HoldArguments, ReleaseArguments, expire, hold, release};
 pub use run::run;
 pub use server::ServerError;
@@ -47,5 +50,5 @@ pub fn judge(error: &(dyn Error + 'static)) -> Option<Verdict> {
             "nothing was committed; take the backup again, and if this comes back, look at the server and its log";
         return Some(Verdict::new(ExitCode::Failed).with_hint(hint));
     }
-    judge_repository(error)
+    pgark_restore::judge(error)
 }

@@ -1,9 +1,11 @@
-//! `pgark-agent`: everything that writes to the repository. `backup` takes a base backup, `run` receives WAL, `expire`
-//! deletes what is not kept, `check` proves the set-up.
+//! `pgark-agent`: everything that writes to the repository. `backup` takes a base backup, `consolidate` makes a full one of
+//! a chain, `run` receives WAL, `expire` deletes what is not kept, `check` proves the set-up.
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use pgark_agent::{BackupArguments, CheckArguments, ExpireArguments, HoldArguments, ReleaseArguments};
+use pgark_agent::{
+    BackupArguments, CheckArguments, ConsolidateArguments, ExpireArguments, HoldArguments, ReleaseArguments,
+};
 use pgark_command::{Environment, ExitCode, ExitPolicy, GlobalOptions, Program, run, start_logging};
 use tracing::Level;
 
@@ -21,6 +23,11 @@ struct Arguments {
 enum Command {
     /// Take a base backup and store it in every repository
     Backup(BackupArguments),
+    /// Make a full backup of an incremental one and all on which it builds
+    ///
+    /// Happens inside the repository: no server is asked. Needs the private key where the repository is encrypted. Further
+    /// incremental backups then build on the new full one. Nothing is deleted; `expire` does not keep the chain for long.
+    Consolidate(ConsolidateArguments),
     /// Look at everything that backups and archiving need, and say what to mend
     ///
     /// Exits with 1 when there is a failure. Ends the segment that is being written, to see it arrive, unless
@@ -53,6 +60,9 @@ fn main() -> std::process::ExitCode {
         let outcome: anyhow::Result<ExitCode> = runtime.block_on(async {
             match arguments.command {
                 Command::Backup(backup) => Box::pin(pgark_agent::backup(global, &environment, &backup)).await,
+                Command::Consolidate(consolidate) => {
+                    Box::pin(pgark_agent::consolidate(global, &environment, &consolidate)).await
+                }
                 Command::Check(check) => pgark_agent::check(global, &environment, &check).await,
                 Command::Run => pgark_agent::run(global, &environment).await,
                 Command::Expire(expire) => pgark_agent::expire(global, &environment, &expire).await,

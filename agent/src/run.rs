@@ -19,13 +19,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use pgark_command::{Environment, ExitCode, GlobalOptions, Overrides, notify_while, open_for_writing};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use self::backoff::Backoff;
 use self::destination::Settings;
 use self::session::{Ended, Receiver};
 use crate::replication::{ConnectionOptions, ReplicationError};
+use crate::stop_signal::stop_signal;
 
 /// Set when the process was asked to end.
 pub(crate) type Stop = watch::Receiver<bool>;
@@ -101,14 +101,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
 }
 
 fn watch_signals() -> anyhow::Result<Stop> {
-    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    let stopped = stop_signal()?;
     let (stopping, stop) = watch::channel(false);
     tokio::spawn(async move {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
+        let name = stopped.await;
         tracing::info!(signal = name, "stopping");
         // Nobody listens any more when the program has ended by itself.
         let _ignored = stopping.send(true);

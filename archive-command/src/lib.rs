@@ -21,9 +21,11 @@ use anyhow::{Context, bail};
 use futures_util::future::{join_all, try_join_all};
 use pgark_command::{Configuration, RepositoryConfiguration, open_for_writing};
 use pgark_postgres::{SegmentName, SystemIdentifier, WalFileName};
-use pgark_repository::{ClusterRepository, PreparedWalFile, Repository, RepositoryError, WalCompressor, WalStored};
+use pgark_repository::{
+    ClusterRepository, PreparedWalFile, Repository, RepositoryError, WalCompressor, WalPlace, WalStored,
+};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 
 use self::absence::Absence;
@@ -130,7 +132,7 @@ fn ahead_of(segment: SegmentName, file: &Path, configuration: &Configuration, sp
 struct Shipper {
     cluster: String,
     level: i32,
-    compressor: WalCompressor,
+    compressor: Arc<WalCompressor>,
     /// Files that are read and compressed at once.
     compressors: Semaphore,
     required: Vec<Repository>,
@@ -158,7 +160,10 @@ impl Shipper {
         Ok(Self {
             cluster: cluster.clone(),
             level: configuration.compression.level,
-            compressor: WalCompressor::new(configuration.compression.level, if is_one_of_many { 1 } else { workers }),
+            compressor: Arc::new(WalCompressor::new(
+                configuration.compression.level,
+                if is_one_of_many { 1 } else { workers },
+            )),
             compressors: Semaphore::new(workers),
             required,
             optional: optional.into_iter().map(with_absence).collect(),
@@ -169,22 +174,15 @@ impl Shipper {
 
     async fn ship(self: Arc<Self>, file: PathBuf) -> anyhow::Result<SystemIdentifier> {
         let permit = self.compressors.acquire().await?;
-        let shipper = Arc::clone(&self);
-        let prepared = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-            let source = SourceFile::read(&file)?;
-            let prepared = match source.content {
-                Content::Segment { file, size } => PreparedWalFile::read(&shipper.compressor, source.name, file, size),
-                Content::Text(text) => PreparedWalFile::prepare(source.name, &text, shipper.level, 1),
-            };
-            Ok((prepared.context("read and compress the file")?, source.system_identifier))
-        });
-        let (prepared, system_identifier) = prepared.await.context("read the file")??;
-        drop(permit);
-        let required = self.required.iter().map(|repository| self.store(repository, system_identifier, &prepared));
-        let required = try_join_all(required);
+        let source = tokio::task::spawn_blocking(move || SourceFile::read(&file)).await.context("read the file")??;
+        let (name, system_identifier) = (source.name, source.system_identifier);
+        let places = self.required.iter().map(|repository| self.place(repository, system_identifier, &name));
+        let (prepared, places) = tokio::join!(self.prepare(source, permit), try_join_all(places));
+        let prepared = prepared?;
+        let required = async { try_join_all(places?.iter().map(|place| store(place, &prepared))).await };
         let (required_done, is_done) = tokio::sync::watch::channel(false);
         let optional = self.optional.iter().map(|(repository, absence)| {
-            let store = self.store(repository, system_identifier, &prepared);
+            let store = async { store(&self.place(repository, system_identifier, &name).await?, &prepared).await };
             store_if_there(repository, absence, prepared.name(), prepared.stored_bytes(), store, is_done.clone())
         });
         let required = async {
@@ -197,19 +195,24 @@ impl Shipper {
         Ok(system_identifier)
     }
 
-    async fn store(
+    async fn prepare(&self, source: SourceFile, permit: SemaphorePermit<'_>) -> anyhow::Result<PreparedWalFile> {
+        let (compressor, level) = (Arc::clone(&self.compressor), self.level);
+        let prepared = tokio::task::spawn_blocking(move || match source.content {
+            Content::Segment { file, size } => PreparedWalFile::read(&compressor, source.name, file, size),
+            Content::Text(text) => PreparedWalFile::prepare(source.name, &text, level, 1),
+        });
+        let prepared = prepared.await.context("compress the file")?.context("read and compress the file")?;
+        drop(permit);
+        Ok(prepared)
+    }
+
+    async fn place(
         &self,
         repository: &Repository,
         system_identifier: SystemIdentifier,
-        prepared: &PreparedWalFile,
-    ) -> Result<(), RepositoryError> {
-        match repository.cluster(&self.cluster, system_identifier)?.store_wal_file(prepared).await? {
-            WalStored::New => tracing::debug!(file = %prepared.name(), repository = repository.name(), "stored"),
-            WalStored::AlreadyThere => {
-                tracing::info!(file = %prepared.name(), repository = repository.name(), "was stored already");
-            }
-        }
-        Ok(())
+        name: &WalFileName,
+    ) -> Result<WalPlace, RepositoryError> {
+        repository.cluster(&self.cluster, system_identifier)?.wal_place(name).await
     }
 
     /// Copies into repositories that are back what they have missed, as much as one call would ship.
@@ -266,6 +269,16 @@ impl Shipper {
             tracing::debug!(%segment, %error, "was not shipped ahead");
         }
     }
+}
+
+async fn store(place: &WalPlace, prepared: &PreparedWalFile) -> Result<(), RepositoryError> {
+    match place.store(prepared).await? {
+        WalStored::New => tracing::debug!(file = %prepared.name(), repository = place.repository(), "stored"),
+        WalStored::AlreadyThere => {
+            tracing::info!(file = %prepared.name(), repository = place.repository(), "was stored already");
+        }
+    }
+    Ok(())
 }
 
 /// Stores a file in a repository that is not required, unless it was away a moment ago; what it misses is noted.

@@ -4,6 +4,8 @@
 //! of it (`tests/fuzz`, which includes this file). Where a format has checksums of its own, the bytes are tried twice: as
 //! they are, and with the checksums made right, since otherwise nothing but the check of them would ever be met.
 
+mod incremental_backups;
+
 use std::io::BufReader;
 
 use pgark_agent::fuzzed::{TarPiece, TarStream};
@@ -15,11 +17,13 @@ use pgark_repository::{Backup, IndexLine, IndexReader, TAR_BLOCK, TarMember};
 use pgark_restore::fuzzed::TarReader;
 use sha2::{Digest, Sha256};
 
+pub use incremental_backups::{block_map, incremental, reconstruction};
+
 /// What is done with one input; a panic is a fault found.
 pub type Target = fn(&[u8]);
 
 /// Every function with its name, which is also the name of its corpus.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("tar", tar),
     ("manifest", manifest),
     ("wal", wal),
@@ -27,6 +31,9 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("labels", labels),
     ("index", index),
     ("commit_mark", commit_mark),
+    ("incremental", incremental),
+    ("reconstruction", reconstruction),
+    ("block_map", block_map),
 ];
 
 /// A tar archive: what the restore's reader takes, the agent's must take too, and see the same in it.

@@ -34,6 +34,9 @@ pub struct Backup {
     pub kind: BackupKind,
     /// The backup that an incremental one builds on.
     pub parent: Option<BackupId>,
+    /// The chain from which it was made; nothing where the server sent it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consolidated: Option<Consolidated>,
     /// The cluster's name.
     pub cluster: String,
     /// What the server said.
@@ -102,6 +105,16 @@ impl Backup {
     #[must_use]
     pub fn files_left_out(&self) -> Vec<&str> {
         self.server.files_left_out(self.included.iter().map(|included| included.directory.as_str()))
+    }
+
+    /// The backup that the server sent, with the SHA-256 of its manifest: for what is known of it outside of the
+    /// repository.
+    #[must_use]
+    pub fn as_sent(&self) -> (&BackupId, &str) {
+        match &self.consolidated {
+            Some(Consolidated { from, manifest_sha256 }) => (from, manifest_sha256),
+            None => (&self.id, &self.manifest.sha256),
+        }
     }
 
     /// Whether its parts, manifest and index are encrypted.
@@ -189,6 +202,16 @@ pub struct Tablespace {
     pub in_place: bool,
 }
 
+/// The chain from which a full backup was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Consolidated {
+    /// The last backup of the chain.
+    pub from: BackupId,
+    /// SHA-256 over its manifest, 64 hex digits. The server knows this one: what it sends for an incremental backup that
+    /// builds on it builds on this backup as well.
+    pub manifest_sha256: String,
+}
+
 /// One part of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
@@ -257,7 +280,7 @@ pub struct Started {
     pub time: Timestamp,
     /// The program.
     pub written_by: String,
-    /// The backup that it builds on, which must not go meanwhile.
+    /// The backup that it builds on, or is made from, which must not go meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<BackupId>,
 }

@@ -28,7 +28,7 @@ pub struct BackupObject {
 }
 
 /// What an object of a backup is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BackupObjectKind {
     /// The part with this number.
     Part(u32),

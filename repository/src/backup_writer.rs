@@ -17,6 +17,7 @@ mod targets;
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -48,11 +49,48 @@ pub struct BackupWriterOptions {
     pub part_bytes: u64,
 }
 
+/// From what a backup is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The server sends everything.
+    Server,
+    /// What changed since another backup: an incremental one.
+    ChangesSince(BackupId),
+    /// A backup and all on which it builds: a full one, of the same moment.
+    ChainOf(BackupId),
+}
+
+impl Origin {
+    /// The backup that must not go while this one is made from it, or on it.
+    fn needed(&self) -> Option<&BackupId> {
+        match self {
+            Self::Server => None,
+            Self::ChangesSince(id) | Self::ChainOf(id) => Some(id),
+        }
+    }
+
+    fn parent(&self) -> Option<&BackupId> {
+        match self {
+            Self::ChangesSince(id) => Some(id),
+            Self::Server | Self::ChainOf(_) => None,
+        }
+    }
+
+    /// The id that is tried after `taken` others. In the order of ids, what was made from a chain comes right behind it.
+    fn id(&self, taken: u32, now: Timestamp) -> BackupId {
+        let start = match self {
+            Self::ChainOf(id) => id.start().map(|start| start + Duration::from_secs(u64::from(taken) + 1)),
+            Self::Server | Self::ChangesSince(_) => None,
+        };
+        BackupId::new(start.unwrap_or(now), BackupKind::with_parent(self.parent()))
+    }
+}
+
 /// Writes a backup. See the module's words.
 pub struct BackupWriter {
     targets: BackupTargets,
     id: BackupId,
-    parent: Option<BackupId>,
+    origin: Origin,
     options: BackupWriterOptions,
     stream: PartStream,
     index: IndexBuffer,
@@ -73,25 +111,25 @@ struct OpenMember {
 pub type BackupFacts<'a> = dyn Fn(BackupId) -> Backup + Send + Sync + 'a;
 
 impl BackupWriter {
-    /// Claims an id in every repository. One that is not required and fails is left out from then on. With a parent, which
-    /// every repository must have, the backup is an incremental one.
+    /// Claims an id in every repository. One that is not required and fails is left out from then on. Every repository
+    /// must have the backup from which this one is made, or on which it builds.
     ///
     /// # Errors
     /// When a repository refuses or cannot be reached.
     pub async fn begin(
         repositories: Vec<ClusterRepository>,
-        parent: Option<BackupId>,
+        origin: Origin,
         host: String,
         written_by: String,
         options: BackupWriterOptions,
     ) -> Result<Self> {
         let targets = BackupTargets::new(repositories);
-        let id = claim(&targets, parent.as_ref(), host, written_by).await?;
+        let id = claim(&targets, &origin, host, written_by).await?;
         let stream = PartStream::new(targets.clone(), id.clone(), options);
         Ok(Self {
             targets,
             id,
-            parent,
+            origin,
             options,
             stream,
             index: IndexBuffer::new()?,
@@ -121,7 +159,7 @@ impl BackupWriter {
             let (store, keys) = (target.repository.store(), target.repository.keys());
             let deleted = async {
                 store.delete(&keys.started(&self.id)).await?;
-                store.remove_empty_folders(&keys.backup_folder(&self.id), std::time::Duration::ZERO).await
+                store.remove_empty_folders(&keys.backup_folder(&self.id), Duration::ZERO).await
             };
             if let Err(error) = deleted.await {
                 let error: &(dyn std::error::Error + 'static) = &error;
@@ -254,7 +292,7 @@ impl BackupWriter {
         let index = self.index.finish()?;
         let manifest = FanOut::begin(&self.targets, |keys, sealing| keys.manifest(&self.id, sealing)).await?;
         let stored =
-            StoredBackup { targets: self.targets, id: self.id, parent: self.parent, parts, totals: self.totals, index };
+            StoredBackup { targets: self.targets, id: self.id, origin: self.origin, parts, totals: self.totals, index };
         ManifestWriter::new(stored, manifest, self.options.level)
     }
 
@@ -269,7 +307,7 @@ impl BackupWriter {
 pub(crate) struct StoredBackup {
     targets: BackupTargets,
     id: BackupId,
-    parent: Option<BackupId>,
+    origin: Origin,
     parts: Vec<FinishedPart>,
     totals: Totals,
     index: FinishedIndex,
@@ -322,8 +360,8 @@ impl CheckedBackup {
             let mut backup = facts(stored.id.clone());
             backup.format = BACKUP_FORMAT;
             backup.id = stored.id.clone();
-            backup.kind = BackupKind::with_parent(stored.parent.as_ref());
-            backup.parent = stored.parent.clone();
+            backup.parent = stored.origin.parent().cloned();
+            backup.kind = BackupKind::with_parent(backup.parent.as_ref());
             backup.parts = parts;
             backup.manifest = manifest;
             backup.index = stored_file(key.file_name().to_owned(), index, &stored.index.sha256);
@@ -363,7 +401,8 @@ impl FinishedPart {
 /// Expiry deletes the claim before anything else of a backup that it takes for an interrupted one: a writer that stood
 /// still for so long must not commit what may be gone.
 ///
-/// The claim also keeps the parent. It may have been overlooked by an expiry that had begun before.
+/// The claim also keeps the backup that this one needs, and with it the WAL. It may have been overlooked by an expiry that
+/// had begun before.
 async fn check_claim(repository: &ClusterRepository, stored: &StoredBackup) -> Result<()> {
     let (id, name) = (&stored.id, repository.name());
     let reason = if repository.store().size(&repository.keys().started(id)).await?.is_none() {
@@ -371,10 +410,10 @@ async fn check_claim(repository: &ClusterRepository, stored: &StoredBackup) -> R
             "backup {id} had not been written to for so long that it was deleted from the repository `{name}` as an \
              interrupted one"
         )
-    } else if let Some(parent) = &stored.parent
-        && repository.store().size(&repository.keys().backup(parent)).await?.is_none()
+    } else if let Some(needed) = stored.origin.needed()
+        && repository.store().size(&repository.keys().backup(needed)).await?.is_none()
     {
-        format!("backup {parent}, on which {id} builds, was deleted from the repository `{name}` meanwhile")
+        format!("backup {needed}, which {id} needs, was deleted from the repository `{name}` meanwhile")
     } else {
         return Ok(());
     };
@@ -384,15 +423,10 @@ async fn check_claim(repository: &ClusterRepository, stored: &StoredBackup) -> R
 
 /// Claims an id that is free in every repository. Two writers in one second get different ids,
 /// because the claim is a conditional create.
-async fn claim(
-    targets: &BackupTargets,
-    parent: Option<&BackupId>,
-    host: String,
-    written_by: String,
-) -> Result<BackupId> {
-    for _ in 0..10 {
+async fn claim(targets: &BackupTargets, origin: &Origin, host: String, written_by: String) -> Result<BackupId> {
+    for taken in 0..10 {
         let time = Timestamp::now();
-        let id = BackupId::new(time, BackupKind::with_parent(parent));
+        let id = origin.id(taken, time);
         let started = Started {
             format: BACKUP_FORMAT,
             id: id.clone(),
@@ -400,7 +434,7 @@ async fn claim(
             process: std::process::id(),
             time,
             written_by: written_by.clone(),
-            parent: parent.cloned(),
+            parent: origin.needed().cloned(),
         };
         let json = to_json(&started)?;
         let mut free = true;
@@ -415,7 +449,9 @@ async fn claim(
         if free {
             return Ok(id);
         }
-        tokio::time::sleep(std::time::Duration::from_millis(1_050)).await;
+        if origin.id(taken + 1, time) == id {
+            tokio::time::sleep(Duration::from_millis(1_050)).await;
+        }
     }
     Err(RepositoryError::Input(
         "ten backup ids in a row were taken by others; is another backup being started in a loop?".to_owned(),

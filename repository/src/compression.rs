@@ -22,6 +22,10 @@ pub const FRAME_BYTES: usize = 4 << 20;
 /// No frame of so many raw bytes is longer (zstd's own bound is 16 KiB above them).
 pub(crate) const MAX_STORED_FRAME: usize = FRAME_BYTES + (64 << 10);
 
+/// So much memory at once is given back to the system when it is freed, whatever thread has taken it. Of smaller blocks
+/// the allocator keeps some for each thread, and an object that grew among them would leave several times its size.
+const GIVEN_BACK: usize = 32 << 20;
+
 const NOTE_MAGIC: [u8; 4] = [0x5E, 0x2A, 0x4D, 0x18];
 const NOTE_TAG: &str = "pgark-raw-blake3";
 /// No sensible note is longer.
@@ -42,11 +46,7 @@ impl FrameCompressor {
 
     /// Compresses `raw` (at most [`FRAME_BYTES`]) into one frame.
     pub(crate) fn compress(&self, raw: &[u8]) -> io::Result<Vec<u8>> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let (mut compressor, mut buffer) = match idle {
-            Some(idle) => idle,
-            None => (self.context()?, Vec::new()),
-        };
+        let (mut compressor, mut buffer) = self.idle()?;
         buffer.clear();
         buffer.reserve(compress_bound(raw.len()));
         compressor.compress_to_buffer(raw, &mut buffer)?;
@@ -55,11 +55,27 @@ impl FrameCompressor {
         Ok(frame)
     }
 
-    fn context(&self) -> io::Result<Compressor<'static>> {
+    /// Compresses `raw` (at most [`FRAME_BYTES`]) into one frame behind what `object` has, without a copy in between.
+    fn append(&self, raw: &[u8], object: &mut Vec<u8>) -> io::Result<()> {
+        let (mut compressor, buffer) = self.idle()?;
+        let end = object.len() as u64;
+        object.reserve(compress_bound(raw.len()));
+        let mut output = io::Cursor::new(object);
+        output.set_position(end);
+        compressor.compress_to_buffer(raw, &mut output)?;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push((compressor, buffer));
+        Ok(())
+    }
+
+    fn idle(&self) -> io::Result<(Compressor<'static>, Vec<u8>)> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(idle) = idle {
+            return Ok(idle);
+        }
         let mut compressor = Compressor::new(self.level)?;
         compressor.set_parameter(CParameter::ChecksumFlag(true))?;
         compressor.set_parameter(CParameter::ContentSizeFlag(true))?;
-        Ok(compressor)
+        Ok((compressor, Vec::new()))
     }
 }
 
@@ -80,10 +96,10 @@ impl WalCompressor {
 
     /// Reads `size` bytes, and returns their digest and the object: the note, then the frames.
     pub(crate) fn compress(&self, mut input: impl Read, size: u64) -> io::Result<(RawDigest, Vec<u8>)> {
+        // What is not written to costs nothing, and is cut off in the end.
+        let mut object = Vec::with_capacity(GIVEN_BACK);
         // The digest must stand in front of what it is of.
-        let mut object = note(&RawDigest { blake3: [0; 32], size });
-        // Most WAL becomes smaller than this; what is not used costs nothing.
-        object.reserve(usize::try_from(size / 4).unwrap_or(0));
+        object.extend_from_slice(&note(&RawDigest { blake3: [0; 32], size }));
         let mut hasher = blake3::Hasher::new();
         let mut buffer = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         let mut left = size;
@@ -95,22 +111,21 @@ impl WalCompressor {
             if buffer.len() as u64 != length {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{left} bytes are missing")));
             }
-            for frame in self.compress_at_once(&buffer, &mut hasher) {
-                object.extend_from_slice(&frame?);
-            }
+            self.append_frames(&buffer, &mut object, &mut hasher)?;
             left -= length;
         }
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
         let digest = RawDigest { blake3: hasher.finalize().into(), size };
         let note = note(&digest);
         object[..note.len()].copy_from_slice(&note);
+        object.shrink_to_fit();
         Ok((digest, object))
     }
 
-    fn compress_at_once(&self, raw: &[u8], hasher: &mut blake3::Hasher) -> Vec<io::Result<Vec<u8>>> {
+    fn append_frames(&self, raw: &[u8], object: &mut Vec<u8>, hasher: &mut blake3::Hasher) -> io::Result<()> {
         if self.threads == 1 {
             hasher.update(raw);
-            return vec![self.frames.compress(raw)];
+            return self.frames.append(raw, object);
         }
         let chunk = raw.len().div_ceil(self.threads);
         thread::scope(|scope| {
@@ -118,7 +133,10 @@ impl WalCompressor {
             let workers: Vec<_> = raw.chunks(chunk).map(compress).collect();
             hasher.update(raw);
             let died = |_| Err(io::Error::other("a compression thread died"));
-            workers.into_iter().map(|worker| worker.join().unwrap_or_else(died)).collect()
+            for worker in workers {
+                object.extend_from_slice(&worker.join().unwrap_or_else(died)?);
+            }
+            Ok(())
         })
     }
 }

@@ -28,13 +28,14 @@ mod tar_header;
 mod wal_archive;
 
 pub use backup::{
-    BACKUP_FORMAT, Backup, BackupList, Included, Part, ServerFacts, Started, StoredFile, Tablespace, Totals,
-    UnfinishedBackup, UnreadableBackup, WalRange,
+    BACKUP_FORMAT, Backup, BackupList, Consolidated, Included, Part, ServerFacts, Started, StoredFile, Tablespace,
+    Totals, UnfinishedBackup, UnreadableBackup, WalRange,
 };
 pub use backup_id::{BackupId, BackupIdError, BackupKind};
 pub use backup_reader::{BackupObject, BackupObjectKind, PartReader};
 pub use backup_writer::{
     BackupFacts, BackupTargets, BackupWriter, BackupWriterOptions, CheckedBackup, IncludedDirectory, ManifestWriter,
+    Origin,
 };
 pub use cluster::{ClusterRepository, OpenedObject, Repository, read_failure};
 pub use compression::{FRAME_BYTES, WalCompressor};
@@ -55,4 +56,4 @@ pub use store::{
     Creation, Credentials, Deletion, ListedObject, ObjectReader, ObjectWriter, RepositoryOptions, Store, StoredObject,
 };
 pub use tar_header::{TAR_BLOCK, TarHeaderError, TarMember, tar_padding};
-pub use wal_archive::{OpenSegment, PreparedPiece, PreparedWalFile, WalInventory, WalStored};
+pub use wal_archive::{OpenSegment, PreparedPiece, PreparedWalFile, WalInventory, WalPlace, WalStored, WholeSegment};

@@ -288,17 +288,23 @@ struct Stock<'c> {
     by_id: BTreeMap<&'c BackupId, &'c StoredBackup>,
     /// Why a backup cannot be restored, or should not be relied on.
     faults: BTreeMap<&'c BackupId, String>,
-    /// Those without a fault.
+    /// Those without a fault that nothing stands in for.
     countable: Vec<&'c Backup>,
+    /// Backups from which, with their chains, full ones were made that can be restored.
+    consolidated: BTreeSet<&'c BackupId>,
 }
 
 impl<'c> Stock<'c> {
     fn new(contents: &'c Contents) -> Self {
         let by_id = contents.backups.iter().map(|stored| (&stored.backup.id, stored)).collect();
-        let mut stock = Self { contents, by_id, faults: BTreeMap::new(), countable: Vec::new() };
+        let faults = BTreeMap::new();
+        let mut stock = Self { contents, by_id, faults, countable: Vec::new(), consolidated: BTreeSet::new() };
         stock.faults = contents.backups.iter().filter_map(|one| Some((&one.backup.id, stock.fault(one)?))).collect();
         let backups = contents.backups.iter().map(|stored| &stored.backup);
         stock.countable = backups.filter(|backup| !stock.faults.contains_key(&backup.id)).collect();
+        stock.consolidated =
+            stock.countable.iter().filter_map(|backup| Some(&backup.consolidated.as_ref()?.from)).collect();
+        stock.countable.retain(|backup| !stock.consolidated.contains(&backup.id));
         stock
     }
 

@@ -2,11 +2,13 @@
 
 mod history_note;
 mod pieces;
+mod place;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use pgark_postgres::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 
 use crate::cluster::{ClusterRepository, OpenedObject, read_failure};
@@ -18,6 +20,7 @@ use crate::keys::{ObjectKey, Sealing, wal_file_of, wal_piece_of};
 use crate::store::Creation;
 
 pub use self::pieces::{OpenSegment, PreparedPiece};
+pub use self::place::WalPlace;
 
 /// Bytes at the beginning of an encrypted object that surely hold its header.
 pub(crate) const HEADER_BYTES: u64 = 16 << 10;
@@ -92,20 +95,6 @@ pub enum WalStored {
 }
 
 impl ClusterRepository {
-    /// Stores a WAL file; durable on return.
-    ///
-    /// # Errors
-    /// `Conflict` when the name is taken by other content, which stays as it is; `Damaged` when the
-    /// same content was there but is not whole; or when the store refuses or cannot be reached.
-    pub async fn store_wal_file(&self, file: &PreparedWalFile) -> Result<WalStored> {
-        // The other form may be there from before encryption was turned on or off.
-        let [key, other_key] = self.wal_file_keys(&file.name);
-        if let Some(size) = self.store().size(&other_key).await? {
-            return self.compare_wal_file(&other_key, size, file.name, &file.digest).await;
-        }
-        self.create_wal_object(&key, file.name, &file.digest, &file.content).await
-    }
-
     /// Creates an object of WAL, or settles what is there under its key.
     async fn create_wal_object(
         &self,
@@ -255,7 +244,9 @@ impl ClusterRepository {
         for listed in self.store().list(&self.keys().wal()).await? {
             match wal_file_of(&listed.key) {
                 Some((WalFileName::Segment(segment), _)) => {
-                    inventory.segments.insert(segment, listed.size);
+                    inventory
+                        .segments
+                        .insert(segment, WholeSegment { stored_size: listed.size, stored: listed.stored });
                 }
                 Some((WalFileName::History(timeline), _)) => {
                     inventory.histories.insert(timeline);
@@ -298,11 +289,20 @@ impl ClusterRepository {
     }
 }
 
+/// A segment that is archived whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WholeSegment {
+    /// Its size in bytes, as stored.
+    pub stored_size: u64,
+    /// When it was stored, by the clock of the store.
+    pub stored: Timestamp,
+}
+
 /// What is archived.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WalInventory {
-    /// Whole segments with their stored size in bytes, in order of timeline and position.
-    pub segments: BTreeMap<SegmentName, u64>,
+    /// Whole segments, in order of timeline and position.
+    pub segments: BTreeMap<SegmentName, WholeSegment>,
     /// Segments of which there are only pieces.
     pub open: BTreeMap<SegmentName, OpenSegment>,
     /// Whole segments of which there are still pieces.
@@ -314,8 +314,8 @@ pub struct WalInventory {
 impl WalInventory {
     /// Adds what another repository holds of the same cluster.
     pub fn merge(&mut self, other: Self) {
-        for (segment, size) in other.segments {
-            self.segments.entry(segment).or_insert(size);
+        for (segment, whole) in other.segments {
+            self.segments.entry(segment).or_insert(whole);
         }
         for (segment, open) in other.open {
             let own = self.open.entry(segment).or_default();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use pgark_postgres::{Lsn, TimelineId, crc32c_to_hex};
 use pgark_repository::{
     BACKUP_FORMAT, Backup, BackupId, BackupKind, BackupWriter, BackupWriterOptions, CheckedBackup, ClusterRepository,
-    RepositoryError, ServerFacts, StoredFile, TarMember, Totals, WalRange,
+    Origin, RepositoryError, ServerFacts, StoredFile, TarMember, Totals, WalRange,
 };
 use sha2::{Digest, Sha256};
 
@@ -115,7 +115,7 @@ pub(crate) async fn begin(
     options: BackupWriterOptions,
 ) -> Result<BackupWriter, RepositoryError> {
     let (host, program) = ("test".to_owned(), "pgark 0.1.0".to_owned());
-    BackupWriter::begin(repositories.to_vec(), None, host, program, options).await
+    BackupWriter::begin(repositories.to_vec(), Origin::Server, host, program, options).await
 }
 
 /// The lines about files. A server writes them in the order in which it sends the files.
@@ -163,6 +163,7 @@ pub(crate) fn facts(id: BackupId) -> Backup {
         id,
         kind: BackupKind::Full,
         parent: None,
+        consolidated: None,
         cluster: "main".to_owned(),
         server: ServerFacts {
             system_identifier: SYSTEM,

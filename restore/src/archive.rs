@@ -59,7 +59,8 @@ impl Archive {
     }
 
     /// A backup wherever it is stored.
-    pub(crate) fn copies(&self, backup: &Backup) -> Copies {
+    #[must_use]
+    pub fn copies(&self, backup: &Backup) -> Copies {
         let found = self.places.iter().flat_map(|place| {
             let same = place.backups.iter().find(|other| other.id == backup.id);
             same.map(|copy| (place.repository.clone(), copy.clone()))

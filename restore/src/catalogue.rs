@@ -13,6 +13,8 @@ use thiserror::Error;
 
 use crate::archive::Archive;
 use crate::copies::warn_of_copy;
+use crate::late_segments::settled_inventory;
+use crate::windows::segment_size;
 
 /// Backups, archived WAL and the histories of all timelines of one cluster.
 #[derive(Clone, Debug)]
@@ -277,7 +279,7 @@ impl Known {
         for_report: bool,
     ) -> Result<Option<(Catalogue, ClusterRepository)>, CatalogueError> {
         let Some((place, backups)) = self.places.remove(&system_identifier) else { return Ok(None) };
-        let wal = place.wal_inventory().await?;
+        let wal = settled_inventory(&place, segment_size(&backups)).await?;
         let mut unreadable_histories = Vec::new();
         let mut histories = BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]);
         for timeline in &wal.histories {

@@ -1,22 +1,27 @@
 //! The backups on which an incremental one builds, proven before anything is written.
 //!
-//! The index and manifest of each are surveyed, their labels must lead from one to the next, and every incremental file
-//! is read and checked once: what is missing, damaged, foreign or out of order is known before the destination is
-//! touched. The full backup at the beginning is checked while it is written, as it would be alone.
+//! The index and manifest of each are surveyed, their labels must lead from one to the next, every incremental file
+//! is read and checked once, and of the full backup at the beginning the bytes as they are stored: what is missing, damaged,
+//! foreign or out of order is known before the destination is touched. Files of the full one are checked while they are
+//! written, as they would be alone.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
+use futures_util::{StreamExt, stream};
 use pgark_command::{Progress, ProgressDisplay};
 use pgark_postgres::{ChainMember, IncrementalHeader, RelationFile, reconstructed_path};
-use pgark_repository::{IndexLine, IndexReader, IndexedMember, PathSet, RepositoryError};
+use pgark_repository::{
+    BackupObject, BackupObjectKind, IndexLine, IndexReader, IndexedMember, PathSet, RepositoryError,
+};
 use tokio::runtime::Handle;
 
 use crate::copies::{Copies, List, StoredCopy};
 use crate::damage::{damaged, reading_failed};
 use crate::extract::{ExtractError, HeaderReader, LastParent, Parts, Sink};
+use crate::stored_object::check_stored;
 use crate::survey::{DigestReader, Survey, tablespace_of};
 
 /// The backups below an incremental one, oldest first; none below a full one.
@@ -49,8 +54,11 @@ impl Chain {
         if let Err(error) = ChainMember::check(&members) {
             return Err(blame(newest, error.to_string()));
         }
-        let (runtime, newest) = (Handle::current(), newest.clone());
         let progress = Progress::start("prove", display);
+        if let Some(full) = older.last() {
+            prove_stored(full, jobs, &progress).await?;
+        }
+        let (runtime, newest) = (Handle::current(), newest.clone());
         let prove = move || {
             let older: Vec<Copies> = older.into_iter().rev().collect();
             let proven = prove(&newest, &older, jobs, &progress, &runtime);
@@ -100,16 +108,28 @@ pub(crate) fn each_member(
     runtime: &Handle,
     mut each: impl FnMut(&IndexedMember),
 ) -> Result<(), RepositoryError> {
+    each_line(copies, runtime, |line| {
+        if let IndexLine::Member(member) = line {
+            each(&member);
+        }
+        Ok(())
+    })
+}
+
+/// Reads a backup's index.
+pub(crate) fn each_line<E: From<RepositoryError>>(
+    copies: &Copies,
+    runtime: &Handle,
+    mut each: impl FnMut(IndexLine) -> Result<(), E>,
+) -> Result<(), E> {
     let Some(StoredCopy { repository, backup, .. }) = copies.in_order().first().copied() else { return Ok(()) };
     let key = repository.index_key(backup);
     let (index, digest) = DigestReader::new(copies.read(List::Index, runtime));
     let mut index = IndexReader::new(index);
     while let Some(line) = index.next_line().map_err(|error| reading_failed(repository, &key, error))? {
-        if let IndexLine::Member(member) = line {
-            each(&member);
-        }
+        each(line)?;
     }
-    digest.check(repository, &key, &backup.index)
+    Ok(digest.check(repository, &key, &backup.index)?)
 }
 
 pub(crate) fn blame(copies: &Copies, reason: String) -> ExtractError {
@@ -119,6 +139,37 @@ pub(crate) fn blame(copies: &Copies, reason: String) -> ExtractError {
         }
         None => RepositoryError::Input(reason).into(),
     }
+}
+
+/// Holds the parts of a backup against their CRC-32. What is wrong in one copy may be right in the next.
+async fn prove_stored(copies: &Copies, jobs: usize, progress: &Progress) -> Result<(), RepositoryError> {
+    let mut first = None;
+    let mut unproven: Option<BTreeSet<BackupObjectKind>> = None;
+    for copy in copies.in_order() {
+        let is_unproven = |object: &BackupObject| match &unproven {
+            None => matches!(object.kind, BackupObjectKind::Part(_)),
+            Some(unproven) => unproven.contains(&object.kind),
+        };
+        let parts: Vec<_> = copy.repository.objects_of(&copy.backup).into_iter().filter(is_unproven).collect();
+        let check = |part: BackupObject| async move { (check_stored(&copy.repository, &part).await, part) };
+        let mut checks = stream::iter(parts).map(check).buffer_unordered(jobs);
+        let mut failed = BTreeSet::new();
+        while let Some((checked, part)) = checks.next().await {
+            match checked {
+                Ok(()) => progress.advance(part.size),
+                Err(error) => {
+                    failed.insert(part.kind);
+                    copies.note_failure(copy, &error);
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        if failed.is_empty() {
+            return Ok(());
+        }
+        unproven = Some(failed);
+    }
+    first.map_or(Ok(()), Err)
 }
 
 #[derive(Default)]

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use pgark_command::{ExitCode, Failure};
 use pgark_postgres::check_relative_path;
-use pgark_repository::{Backup, ClusterRepository, Included, ObjectKey, PartReader, RepositoryError, StoredFile};
+use pgark_repository::{
+    Backup, ClusterRepository, Included, IncludedDirectory, ObjectKey, PartReader, RepositoryError, StoredFile,
+};
 
 use crate::copies::Copies;
 use crate::damage::{damaged, reading_failed};
@@ -59,6 +61,41 @@ pub(crate) async fn restore(copies: &Copies, backup: &Backup, below: &Path) -> R
         done.await.unwrap_or_else(|error| Err(io_failure("unpack", below, io::Error::other(error))))?;
     }
     Ok(())
+}
+
+/// Reads all of them, to be stored with another backup.
+///
+/// # Errors
+/// When none of the copies can be read.
+pub async fn read_included(copies: &Copies, backup: &Backup) -> Result<Vec<IncludedDirectory>, RepositoryError> {
+    let mut all = Vec::with_capacity(backup.included.len());
+    for number in (1..).take(backup.included.len()) {
+        let (repository, backup, included) = whole_copy(copies, number).await?;
+        let key = repository.included_key(backup, number);
+        let archive = repository.open_included(backup, number).await?;
+        let (repository, included) = (repository.clone(), included.clone());
+        let read = blocking(move || {
+            let failed = |error| reading_failed(&repository, &key, error);
+            let (archive, digest) = DigestReader::new(archive);
+            let mut archive = TarReader::new(archive);
+            let mut directory = IncludedDirectory::new(included.directory);
+            while let Some(member) = archive.next_member().map_err(failed)? {
+                let mut content = Vec::new();
+                if let Some(size) = member.size {
+                    let taken = archive.read_content(size, |bytes| {
+                        content.extend_from_slice(bytes);
+                        Ok(())
+                    });
+                    taken.map_err(failed)?;
+                }
+                directory.add(&member, &content)?;
+            }
+            digest.check(&repository, &key, &included.object)?;
+            Ok(directory)
+        });
+        all.push(read.await?);
+    }
+    Ok(all)
 }
 
 /// The first copy of one that is whole. They are small, so each is read before it is unpacked.

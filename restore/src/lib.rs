@@ -1,4 +1,4 @@
-//! Lists, plans and restores: everything of pgark that only reads the repository.
+//! Lists, plans and restores: everything of pgark that only reads the repository. The agent reads chains with it.
 //!
 //! A restore decides first and acts then. [`Catalogue`] is what the repository holds, [`plan`] chooses backup,
 //! timelines and WAL without reading more, [`prove`] asks the WAL itself whether the target will be met, [`survey`]
@@ -8,6 +8,7 @@ mod archive;
 mod base;
 mod catalogue;
 mod chain;
+mod combine;
 mod copies;
 mod damage;
 mod destination;
@@ -16,6 +17,7 @@ mod extract;
 mod fetch_wal;
 mod included;
 mod judge;
+mod late_segments;
 mod list;
 mod moments;
 mod plan;
@@ -25,6 +27,7 @@ mod reach;
 mod recovery_settings;
 mod shares;
 mod show;
+mod stored_object;
 mod survey;
 mod target;
 mod verify;
@@ -40,6 +43,8 @@ pub mod fuzzed {
 pub use archive::Archive;
 pub use base::{BaseArguments, base};
 pub use catalogue::{Catalogue, CatalogueError, Merged};
+pub use chain::Chain;
+pub use combine::{CombinedBackup, CombinedFiles, CombinedPiece};
 pub use copies::Copies;
 pub use destination::{
     Destination, DestinationError, DestinationRequest, PlacedTablespace, check as check_destination,
@@ -47,6 +52,7 @@ pub use destination::{
 pub use drill::{DrillArguments, drill};
 pub use extract::{DeltaFigures, ExtractError, Extraction, extract, look};
 pub use fetch_wal::{FetchError, Fetched, fetch_wal, fetch_wal_for_standby, system_identifier_of};
+pub use included::read_included;
 pub use judge::judge;
 pub use list::{ListArguments, list};
 pub use plan::{PathStep, PlanError, PlanJson, PlannedSegment, Request, RestorePlan, StopPoint, plan};

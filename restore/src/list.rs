@@ -266,11 +266,12 @@ fn backup_table(catalogue: &Catalogue, proofs: &[Proof], holds: &[Hold]) -> Tabl
         let elsewhere = elsewhere.map(|parent| format!("on {parent}"));
         let id = if backup.parent.is_some() { format!("└ {}", backup.id) } else { backup.id.to_string() };
         above = Some(&backup.id);
+        let made = backup.consolidated.as_ref().map(|made| format!("made from the chain of {}", made.from));
         let damaged = backup.damaged_pages.is_some().then(|| "damaged pages in the source".to_owned());
         let annotations = backup.annotations.iter().map(|(key, value)| format!("{key}={value}"));
         let held = holds.iter().find(|hold| hold.id == backup.id).map(|hold| format!("held: {}", hold.reason));
         let notes: Vec<String> =
-            broken.into_iter().chain(elsewhere).chain(held).chain(damaged).chain(annotations).collect();
+            broken.into_iter().chain(elsewhere).chain(made).chain(held).chain(damaged).chain(annotations).collect();
         table.row([
             id,
             format_time(backup.stop_time),

@@ -14,7 +14,7 @@ mod report;
 pub(crate) mod tests;
 
 use pgark_postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
-use pgark_repository::{Backup, BackupId, RepositoryError, UnreadableBackup, WalInventory};
+use pgark_repository::{Backup, BackupId, RepositoryError, UnreadableBackup, WalInventory, WholeSegment};
 
 pub use error::PlanError;
 pub(crate) use report::BackupJson;
@@ -352,7 +352,7 @@ fn contiguous(wal: &WalInventory, steps: &[PathStep], start: Lsn, size: SegmentS
     let mut number = start.as_u64() / size.bytes();
     loop {
         let (name, begin) = source_of(steps, number, size);
-        if let Some(&stored_size) = archived.get(&name) {
+        if let Some(&WholeSegment { stored_size, .. }) = archived.get(&name) {
             segments.push(PlannedSegment { name, stored_size });
             number += 1;
             continue;
@@ -365,7 +365,7 @@ fn contiguous(wal: &WalInventory, steps: &[PathStep], start: Lsn, size: SegmentS
             reachable = end;
         } else if let Some(parent) = parent.filter(|_| begin > reachable) {
             let name = SegmentName { timeline: parent.timeline, ..name };
-            if let Some(&stored_size) = archived.get(&name) {
+            if let Some(&WholeSegment { stored_size, .. }) = archived.get(&name) {
                 segments.push(PlannedSegment { name, stored_size });
                 reachable = begin;
             } else if let Some((end, stored_size)) = open(&name, Lsn::ZERO) {

@@ -1,20 +1,22 @@
 //! Segments that are fetched before a server in recovery asks for them.
 //!
 //! They lie in `pg_wal/pgark-prefetch` as `<segment>.<CRC-32>`, where a rename gives them to the server. A call that
-//! delivers a segment starts a process that fetches the next ones and ends; a lock keeps it the only one. A segment is
-//! checked again before it is used, and every doubt means that it is fetched as if nobody had done so before. Absence is
-//! never noted, and history files are asked for each time. The server asks for one before it ends recovery: then the
-//! directory goes away.
+//! delivers a segment notes its name there, and starts a process that fetches the next ones, for as long as the server
+//! goes on asking; a lock keeps it the only one. A segment is checked again before it is used, and every doubt means that
+//! it is fetched as if nobody had done so before. Absence is never noted, and history files are asked for each time. The
+//! server asks for one before it ends recovery: then the directory goes away.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufReader};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
 use pgark_command::{data_directory_of_wal_file, read_control_file};
 use pgark_postgres::{SegmentName, SegmentSize, SystemIdentifier, WalFileName};
 
@@ -26,6 +28,7 @@ const SERVERS_SEGMENT: &str = "RECOVERYXLOG";
 const SERVERS_HISTORY: &str = "RECOVERYHISTORY";
 
 const DIRECTORY: &str = "pgark-prefetch";
+/// Locked by the process that fetches ahead; holds the name of the segment that the server was given last.
 const LOCK: &str = "lock";
 const UNFINISHED: &str = "fetching";
 
@@ -34,6 +37,11 @@ const MOST_BYTES: u64 = 512 << 20;
 
 /// Fetched at once: enough to hide the answers' delay, and no more than a server may miss.
 const AT_ONCE: usize = 8;
+
+/// How long the process that fetches ahead waits for the server to ask again, and how often it looks. A start, a new
+/// connection and the first answer take longer than a server needs for the segments that it has in store.
+const IDLE: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_millis(10);
 
 /// How far the server's work goes before that of the process that fetches ahead.
 const NICE: i32 = 10;
@@ -81,7 +89,7 @@ impl Prefetch {
         loop {
             // In this order: between the two it may be finished.
             let is_under_way = self.is_under_way();
-            if let Some((path, crc)) = self.ready(self.asked) {
+            if let Some((_, path, crc)) = self.ready().find(|(segment, ..)| *segment == self.asked) {
                 let delivered = self.hand_over(&path, crc, expected);
                 if let Err(error) = &delivered {
                     tracing::debug!(segment = %self.asked, %error, "what was fetched ahead is of no use");
@@ -104,19 +112,20 @@ impl Prefetch {
         Ok(fs::rename(path, &self.destination)?)
     }
 
-    /// Starts a process that fetches what comes next, unless enough is there or one is at it.
+    /// Notes what the server was given, and starts a process that fetches what comes next, unless enough is there or one
+    /// is at it.
     ///
     /// It is this very call again with one more option, in a process group of its own, since PostgreSQL ends the whole
     /// group of a command that it no longer waits for.
     pub(crate) fn start(&self) {
         let Ok(size) = fs::metadata(&self.destination) else { return };
         let Ok(size) = SegmentSize::new(size.len()) else { return };
-        let wanted = self.wanted(size);
-        let ready = wanted.iter().filter(|segment| self.ready(**segment).is_some()).count();
-        if ready > wanted.len() / 2 || self.is_locked() {
-            return;
-        }
-        let started = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).and_then(|()| {
+        let started = self.note_given().and_then(|()| {
+            let wanted = self.wanted(self.asked, size);
+            let ready = self.ready().filter(|(segment, ..)| wanted.contains(segment)).count();
+            if ready > wanted.len() / 2 || self.is_locked() {
+                return Ok(());
+            }
             Command::new(std::env::current_exe()?)
                 .args(std::env::args_os().skip(1))
                 .arg(format!("--{OPTION}"))
@@ -125,29 +134,64 @@ impl Prefetch {
                 .stderr(Stdio::null())
                 .process_group(0)
                 .spawn()
+                .map(drop)
         });
         if let Err(error) = started {
             tracing::info!(%error, "segments are fetched one by one");
         }
     }
 
-    /// Fetches what comes behind the segment, until all of it is there or one is missing.
+    fn note_given(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        // All names are of one length, and what is read in between is only of no use.
+        self.open_lock()?.write_all_at(self.asked.to_string().as_bytes(), 0)
+    }
+
+    /// What the server was given last; nothing when the directory of this lock has gone away.
+    fn given_last(&self, lock: &File) -> Option<SegmentName> {
+        let path = self.directory.join(LOCK);
+        let is_there = fs::metadata(&path).ok()?.ino() == lock.metadata().ok()?.ino();
+        fs::read_to_string(path).ok()?.parse().ok().filter(|_| is_there)
+    }
+
+    fn open_lock(&self) -> io::Result<File> {
+        File::options().create(true).truncate(false).write(true).open(self.directory.join(LOCK))
+    }
+
+    /// Fetches what comes behind the segment that the server was given last, until it no longer asks or one is missing.
     pub(crate) async fn run(&self, archive: &Archive) -> anyhow::Result<()> {
         // The server that replays comes first. Where this is not allowed, it is fast enough, too.
         let _ignored = rustix::process::nice(NICE);
         let size = read_control_file(&data_directory_of_wal_file(&self.destination))?.segment_size;
         // The lock ends with this process. Without the directory the server has no more use for all this.
-        let lock = File::options().create(true).truncate(false).write(true).open(self.directory.join(LOCK))?;
+        let lock = self.open_lock()?;
         if lock.try_lock().is_err() {
             return Ok(());
         }
-        let wanted = self.wanted(size);
-        self.remove_all_but(&wanted)?;
-        let missing = wanted.into_iter().filter(|segment| self.ready(*segment).is_none());
-        let mut fetches = stream::iter(missing).map(|segment| self.fetch(archive, segment)).buffered(AT_ONCE);
-        while let Some(fetched) = fetches.next().await {
-            if !fetched? {
-                break;
+        let (mut given, mut given_at) = (None, Instant::now());
+        let mut under_way = BTreeSet::new();
+        let mut fetches = FuturesOrdered::new();
+        while let Some(last) = self.given_last(&lock) {
+            let mut wanted = self.wanted(last, size);
+            if given.replace(last) != Some(last) {
+                given_at = Instant::now();
+                self.remove_all_but(|segment| wanted.contains(&segment), |segment| under_way.contains(&segment))?;
+            }
+            let ready: Vec<SegmentName> = self.ready().map(|(segment, ..)| segment).collect();
+            wanted.retain(|segment| !ready.contains(segment) && !under_way.contains(segment));
+            for segment in wanted.into_iter().take(AT_ONCE.saturating_sub(under_way.len())) {
+                under_way.insert(segment);
+                fetches.push_back(async move { (segment, self.fetch(archive, segment).await) });
+            }
+            tokio::select! {
+                Some((segment, fetched)) = fetches.next() => {
+                    under_way.remove(&segment);
+                    if !fetched? {
+                        break;
+                    }
+                }
+                () = tokio::time::sleep(INTERVAL), if !under_way.is_empty() || given_at.elapsed() < IDLE => {}
+                else => break,
             }
         }
         Ok(())
@@ -163,19 +207,27 @@ impl Prefetch {
         Ok(true)
     }
 
-    /// The segments behind the one that was asked for, on its timeline.
-    fn wanted(&self, size: SegmentSize) -> Vec<SegmentName> {
+    /// The segments behind the one that was given, on its timeline.
+    fn wanted(&self, given: SegmentName, size: SegmentSize) -> Vec<SegmentName> {
         let most = self.most.min(usize::try_from(MOST_BYTES / size.bytes()).unwrap_or(usize::MAX));
         let next = |segment: &SegmentName| Some(segment.next(size)).filter(|next| next > segment);
-        std::iter::successors(next(&self.asked), next).take(most).collect()
+        std::iter::successors(next(&given), next).take(most).collect()
     }
 
-    fn remove_all_but(&self, wanted: &[SegmentName]) -> io::Result<()> {
+    fn remove_all_but(
+        &self,
+        is_wanted: impl Fn(SegmentName) -> bool,
+        is_under_way: impl Fn(SegmentName) -> bool,
+    ) -> io::Result<()> {
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
-            let is_wanted =
-                |name: &str| name == LOCK || split(name).is_some_and(|(segment, _)| wanted.contains(&segment));
-            if !entry.file_name().to_str().is_some_and(is_wanted) {
+            let unfinished = |name: &str| name.strip_suffix(UNFINISHED)?.strip_suffix('.')?.parse().ok();
+            let stays = |name: &str| {
+                name == LOCK
+                    || split(name).is_some_and(|(segment, _)| is_wanted(segment))
+                    || unfinished(name).is_some_and(&is_under_way)
+            };
+            if !entry.file_name().to_str().is_some_and(stays) {
                 // A segment may just be on its way to the server.
                 drop(fs::remove_file(entry.path()));
             }
@@ -183,11 +235,12 @@ impl Prefetch {
         Ok(())
     }
 
-    fn ready(&self, segment: SegmentName) -> Option<(PathBuf, u32)> {
-        let entries = fs::read_dir(&self.directory).ok()?;
-        entries.filter_map(Result::ok).find_map(|entry| {
-            let (found, crc) = split(entry.file_name().to_str()?)?;
-            (found == segment).then(|| (entry.path(), crc))
+    /// What lies there, each with its CRC-32.
+    fn ready(&self) -> impl Iterator<Item = (SegmentName, PathBuf, u32)> {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().filter_map(Result::ok);
+        entries.filter_map(|entry| {
+            let (segment, crc) = split(entry.file_name().to_str()?)?;
+            Some((segment, entry.path(), crc))
         })
     }
 

@@ -118,6 +118,9 @@ fn write_text(report: &mut impl Write, backup: &Backup) -> std::io::Result<()> {
     if let Some(parent) = &backup.parent {
         writeln!(report, "parent       {parent}")?;
     }
+    if let Some(consolidated) = &backup.consolidated {
+        writeln!(report, "made from    the chain of {}", consolidated.from)?;
+    }
     writeln!(report, "cluster      {}, system {}", backup.cluster, server.system_identifier)?;
     writeln!(
         report,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use pgark_postgres::{Lsn, SegmentName, SegmentSize, TimelineId};
+use pgark_repository::{BackupList, WholeSegment};
 use serde::Serialize;
 
 use crate::catalogue::Catalogue;
@@ -32,7 +33,7 @@ pub(crate) struct TimelineWal {
 
 /// Sorts what is archived by timeline.
 pub(crate) fn timelines(catalogue: &Catalogue) -> Vec<TimelineWal> {
-    let size = segment_size(catalogue);
+    let size = segment_size(&catalogue.backups);
     let mut found: BTreeMap<TimelineId, TimelineWal> = BTreeMap::new();
     let entry = |timeline: TimelineId| {
         let history = catalogue.histories.get(&timeline);
@@ -48,7 +49,7 @@ pub(crate) fn timelines(catalogue: &Catalogue) -> Vec<TimelineWal> {
     for timeline in &catalogue.wal.histories {
         found.insert(*timeline, entry(*timeline));
     }
-    for (&name, &stored_size) in &catalogue.wal.segments {
+    for (&name, &WholeSegment { stored_size, .. }) in &catalogue.wal.segments {
         let wal = found.entry(name.timeline).or_insert_with(|| entry(name.timeline));
         match wal.stretches.last_mut() {
             Some(last) if last.last.next(size) == name => {
@@ -81,8 +82,8 @@ pub(crate) fn timelines(catalogue: &Catalogue) -> Vec<TimelineWal> {
 }
 
 /// The cluster's segment size, as its backups tell it.
-pub(crate) fn segment_size(catalogue: &Catalogue) -> SegmentSize {
-    let newest = catalogue.backups.finished.last();
+pub(crate) fn segment_size(backups: &BackupList) -> SegmentSize {
+    let newest = backups.finished.last();
     newest
         .and_then(|backup| SegmentSize::new(backup.server.wal_segment_size.into()).ok())
         .unwrap_or(SegmentSize::DEFAULT)

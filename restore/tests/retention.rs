@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use pgark_postgres::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId};
 use pgark_repository::{
     Backup, BackupId, BackupKind, BackupList, Contents, Leftover, OpenSegment, RetentionPlan, RetentionPolicy,
-    StoredBackup, StoredSegment, WalInventory, WalPiece, plan_retention,
+    StoredBackup, StoredSegment, WalInventory, WalPiece, WholeSegment, plan_retention,
 };
 use pgark_restore::{Catalogue, RecoveryTarget, Request, Target, TargetTimeline, plan};
 use proptest::prelude::*;
@@ -196,7 +196,8 @@ impl Model {
         let mut wal = WalInventory::default();
         for (name, segment) in &self.contents.wal {
             if segment.is_whole {
-                wal.segments.insert(*name, segment.bytes);
+                let whole = WholeSegment { stored_size: segment.bytes, stored: segment.stored };
+                wal.segments.insert(*name, whole);
             } else {
                 let mut open = OpenSegment::default();
                 open.add(WalPiece { start: 0, end: self.pieces[name] }, segment.bytes);

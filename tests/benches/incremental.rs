@@ -1,22 +1,28 @@
-//! Incremental backups of PostgreSQL 17 and 18 beside full ones: a hundredth of the pages changed, nothing changed, and
-//! the restore of a chain of seven beside that of a full backup.
+//! Incremental backups beside full ones and beside those of pgBackRest, which finds the changed blocks by reading
+//! everything on the host of the database: a hundredth of the pages changed, nothing changed, and the restore of a chain
+//! of seven, and its consolidation, beside the restore of a full backup.
 //!
 //! `make bench-incremental` runs it. `SCALE` is pgbench's scale (200 gives a cluster of about 3 GB), `ROUNDS` how often
-//! each restore runs. `MAJORS` names other versions, like `18`.
+//! each restore runs. `MAJORS` names other versions, like `18`; `PGBACKREST` another program than the one on the path.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 mod measure;
+mod pgbackrest;
 mod release_programs;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use harness::{PostgresServer, bash, from_environment};
 use measure::{Measurement, Table, measure};
+use pgbackrest::PgBackRest;
 use release_programs::ReleasePrograms;
 
 /// Incremental backups on the full one.
 const CHAIN: usize = 6;
+/// The level that both tools compress with; it is pgark's default.
+const LEVEL: u32 = 3;
 
 fn main() {
     // `cargo test --benches` calls it too; the figures of a build without optimisation would mean nothing.
@@ -24,7 +30,7 @@ fn main() {
         println!("this is a build without optimisation: use make bench-incremental");
         return;
     }
-    let majors: String = from_environment("MAJORS", "17 18".to_owned());
+    let majors: String = from_environment("MAJORS", "15 17 18".to_owned());
     for major in majors.split_whitespace() {
         Bench::new(major.parse().expect("MAJORS are numbers"), from_environment("SCALE", 200)).run();
     }
@@ -33,30 +39,42 @@ fn main() {
 struct Bench {
     server: PostgresServer,
     programs: ReleasePrograms,
+    peer: Option<Peer>,
+}
+
+struct Peer {
+    program: PgBackRest,
+    repository: PathBuf,
 }
 
 impl Bench {
     fn new(major: u32, scale: u32) -> Self {
         println!("\n## PostgreSQL {major}: building a cluster of pgbench scale {scale}");
         let server = PostgresServer::builder().major(major).data_checksums(true).setting("autovacuum", "off");
-        let server = server.setting("summarize_wal", "on").setting("max_wal_size", "16GB").start();
+        let server = if major < 17 { server } else { server.setting("summarize_wal", "on") };
+        let server = server.setting("max_wal_size", "16GB").start();
         server.init_pgbench(scale);
         server.psql("CHECKPOINT");
-        let programs = ReleasePrograms::new("bench-incremental", &server);
-        Self { server, programs }
+        // Before 17 a full backup is prepared for others only where they are wanted.
+        let programs = ReleasePrograms::new("bench-incremental", &server, "incremental = 'auto'\n");
+        let peer = Peer::new(programs.dir().create_dir("pgbackrest"), &server);
+        Self { server, programs, peer }
     }
 
     fn run(&self) {
         let mut backups = Table::new("backups", "full");
         backups.add("full", self.backup("--full"));
+        if self.peer.is_some() {
+            backups.add("full, pgBackRest", self.backup_of_peer("full"));
+        }
         for round in 1..=CHAIN {
             self.change_a_hundredth(round);
-            backups.add("1 % of the pages changed", self.backup("--incremental"));
+            self.both(&mut backups, round, "1 % of the pages changed", "1 % of the pages changed, pgBackRest");
         }
         let last = self.newest_backup();
         println!("what changed, as zstd alone stores it: {:.1} MB", self.changed_bytes(&last) as f64 / 1e6);
-        for _ in 0..3 {
-            backups.add("nothing changed", self.backup("--incremental"));
+        for round in 1..=CHAIN {
+            self.both(&mut backups, round, "nothing changed", "nothing changed, pgBackRest");
         }
         backups.print();
         let full = self.backups().first().cloned().expect("there is a full backup");
@@ -65,7 +83,22 @@ impl Bench {
             restores.add("full", self.restore(&full));
             restores.add("chain of 7", self.restore(&last));
         }
+        restores.add("full backup made of that chain", self.consolidate(&last));
         restores.print();
+    }
+
+    /// One after the other, in turn: the first one pays for the checkpoint of what changed.
+    fn both(&self, backups: &mut Table, round: usize, ours: &'static str, theirs: &'static str) {
+        let is_first = round % 2 == 1;
+        if is_first {
+            backups.add(ours, self.backup("--incremental"));
+        }
+        if self.peer.is_some() {
+            backups.add(theirs, self.backup_of_peer("incr"));
+        }
+        if !is_first {
+            backups.add(ours, self.backup("--incremental"));
+        }
     }
 
     /// A row on every hundredth page of the largest table: another one each time, since what was updated has moved away.
@@ -78,13 +111,25 @@ impl Bench {
     }
 
     fn backup(&self, kind: &str) -> Measurement {
-        let before = self.backups();
         let mut command = self.programs.command("pgark-agent", &["backup", kind]);
-        let mut measured = measure(&mut command, Some(self.server.pid()), Path::new(""));
-        let id = self.backups().into_iter().find(|id| !before.contains(id)).expect("the backup is stored");
-        let script = "du -sb \"$(find . -type d -name \"$ID\")\" | cut -f1";
-        let bytes = bash(&self.programs.dir().join("repository"), script).env("ID", id).succeed().stdout;
-        measured.stored_bytes = bytes.trim().parse().expect("du prints a number");
+        self.measure(&mut command, &self.programs.dir().join("repository"))
+    }
+
+    fn backup_of_peer(&self, kind: &str) -> Measurement {
+        let peer = self.peer.as_ref().expect("asked for only if it is there");
+        let mut command = peer.program.backup(&peer.repository, &self.server, kind, LEVEL);
+        self.measure(command.arg("--repo1-block"), &peer.repository)
+    }
+
+    /// What is stored is what the repository has more.
+    fn measure(&self, command: &mut Command, repository: &Path) -> Measurement {
+        let stored = || {
+            let bytes = bash(repository, "du -sb . | cut -f1").succeed().stdout;
+            bytes.trim().parse::<u64>().expect("du prints a number")
+        };
+        let before = stored();
+        let mut measured = measure(command, Some(self.server.pid()), Path::new(""));
+        measured.stored_bytes = stored() - before;
         measured
     }
 
@@ -95,6 +140,11 @@ impl Bench {
         let measured = measure(command.arg(&to), None, Path::new(""));
         std::fs::remove_dir_all(&to).expect("the restored cluster can be removed");
         measured
+    }
+
+    fn consolidate(&self, id: &str) -> Measurement {
+        let mut command = self.programs.command("pgark-agent", &["consolidate", id]);
+        self.measure(&mut command, &self.programs.dir().join("repository"))
     }
 
     /// The blocks of the incremental files of a backup, compressed at the same level.
@@ -117,5 +167,14 @@ impl Bench {
 
     fn newest_backup(&self) -> String {
         self.backups().pop().expect("there is a backup")
+    }
+}
+
+impl Peer {
+    /// `repo-block` is new in 2.46.
+    fn new(repository: PathBuf, server: &PostgresServer) -> Option<Self> {
+        let program = PgBackRest::find((2, 46))?;
+        program.create(&repository, server);
+        Some(Self { program, repository })
     }
 }

@@ -12,15 +12,15 @@ pub(crate) struct ReleasePrograms {
 }
 
 impl ReleasePrograms {
-    /// The programs that the make target has built, for this server.
-    pub(crate) fn new(name: &str, server: &PostgresServer) -> Self {
+    /// The programs that the make target has built, for this server; `settings` are further lines of `[backup]`.
+    pub(crate) fn new(name: &str, server: &PostgresServer, settings: &str) -> Self {
         let dir = TempDir::for_test_user(name);
         let programs = std::env::var_os("PGARK_BENCH_PROGRAMS")
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"), PathBuf::from);
         let programs = programs.canonicalize().unwrap_or_else(|error| panic!("make {name} builds them: {error}"));
         let config = format!(
             "state_dir = '{}'\n[cluster]\nname = 'bench'\nconnection = '{}'\n[[repository]]\nname = 'local'\n\
-             url = 'file://{}'\n[backup]\narchive_wait = '0s'\n",
+             url = 'file://{}'\n[backup]\narchive_wait = '0s'\n{settings}",
             dir.create_dir("state").display(),
             server.connection_string().replace('\'', "\""),
             dir.create_dir("repository").display(),

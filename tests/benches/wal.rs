@@ -1,7 +1,8 @@
 //! WAL both ways: 64 segments that wait are archived, and 64 segments are replayed, beside other tools.
 //!
 //! `make bench-wal` runs it; `ROUNDS` is how often. Ratios within one run are all that counts. "30 ms" is an S3 server
-//! behind a proxy that lets every request wait so long.
+//! behind a proxy that lets every request wait so long. Both work on the processors of what is measured, so their share is
+//! told, and beside it stands what they take for the objects alone.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 
@@ -10,10 +11,13 @@ mod measure;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use harness::{Action, Fault, FaultProxy, PostgresServer, S3Server, TempDir, TestUser, Trigger, s3_repository};
-use measure::{Measurement, Table, measure};
+use measure::{Measurement, Table, measure, own_cpu};
+use object_store::ObjectStoreExt;
+use object_store::aws::AmazonS3Builder;
 
 const SEGMENTS: usize = 64;
 const DELAY: Duration = Duration::from_millis(30);
@@ -98,7 +102,11 @@ impl Bench {
 
     /// A place in the S3 server, behind the proxy; each prefix is another one.
     fn slow_s3(&self, prefix: &str) -> String {
-        s3_repository(&self.dir, "s3", &self.proxy.endpoint(), "backups", prefix, self.s3.keys())
+        self.s3_at(&self.proxy.endpoint(), prefix)
+    }
+
+    fn s3_at(&self, endpoint: &str, prefix: &str) -> String {
+        s3_repository(&self.dir, "s3", endpoint, "backups", prefix, self.s3.keys())
     }
 
     fn config(&self, name: &str, repository: &str) -> PathBuf {
@@ -147,14 +155,20 @@ impl Bench {
             let (out, section) = self.local();
             let command = format!("{program} --config {}", self.config("archive", &section).display());
             table.add("pgark, local", self.ask_for_each(self.waiting(), &command, &out));
+            self.put(&objects(&out), &format!("only-{round}"));
             let (out, section) = self.local();
             let config = self.config("archive", &format!("{section}[archive]\nahead = 1\n"));
             let command = format!("{program} --config {}", config.display());
             table.add("pgark, local, ahead = 1", self.ask_for_each(self.waiting(), &command, &out));
-            let config = self.config("archive", &self.slow_s3(&format!("round-{round}")));
-            let command = format!("{program} --config {}", config.display());
             let bucket = self.s3.bucket_dir("backups");
-            table.add("pgark, S3, 30 ms", self.ask_for_each(self.waiting(), &command, &bucket));
+            let places = [("pgark, S3", self.s3.endpoint()), ("pgark, S3, 30 ms", self.proxy.endpoint())];
+            for (number, (variant, endpoint)) in places.into_iter().enumerate() {
+                let config = self.config("archive", &self.s3_at(&endpoint, &format!("round-{round}-{number}")));
+                let command = format!("{program} --config {}", config.display());
+                let shares = self.tell_shares(variant);
+                table.add(variant, self.ask_for_each(self.waiting(), &command, &bucket));
+                shares();
+            }
             if self.has_pgbackrest {
                 let out = self.fresh("pgbackrest");
                 let command = self.pgbackrest(&out);
@@ -162,6 +176,43 @@ impl Bench {
             }
         }
         table.print();
+    }
+
+    /// Says, when what it returns is called, what the S3 server and the proxy have taken of the processors since.
+    fn tell_shares(&self, variant: &str) -> impl Fn() {
+        let (server, own) = (self.s3.pid(), std::process::id());
+        let before = [server, own].map(own_cpu);
+        move || {
+            let [server, proxy] = [own_cpu(server) - before[0], own_cpu(own) - before[1]].map(|cpu| cpu.as_millis());
+            println!("{variant}: the S3 server took {server} ms of CPU, the proxy and the measuring {proxy} ms");
+        }
+    }
+
+    /// What server and proxy allow: the same objects, put by eight at once.
+    fn put(&self, objects: &[PathBuf], prefix: &str) {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let keys = self.s3.keys();
+        let store = AmazonS3Builder::new()
+            .with_bucket_name("backups")
+            .with_region("us-east-1")
+            .with_endpoint(self.proxy.endpoint())
+            .with_allow_http(true)
+            .with_access_key_id(&keys.access_key_id)
+            .with_secret_access_key(&keys.secret_access_key)
+            .build()
+            .expect("the S3 server of the harness");
+        let objects: Vec<(String, Vec<u8>)> = objects
+            .iter()
+            .map(|path| (format!("{prefix}/{}", path.display()), fs::read(path).expect("an object of the repository")))
+            .collect();
+        let shares = self.tell_shares("the objects alone, S3, 30 ms");
+        let begun = Instant::now();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(stream::iter(objects).for_each_concurrent(8, async |(key, bytes)| {
+            store.put(&key.into(), bytes.into()).await.map(drop).expect("the S3 server takes it");
+        }));
+        println!("the objects alone, S3, 30 ms: {} ms", begun.elapsed().as_millis());
+        shares();
     }
 
     fn pgbackrest(&self, repository: &Path) -> String {
@@ -249,6 +300,12 @@ impl Bench {
             println!("| {name} | {median:.1} | {:.2} |", median / medians[0]);
         }
     }
+}
+
+/// The archived segments of a local repository.
+fn objects(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { objects(&path) } else { vec![path] }).collect()
 }
 
 fn succeed(command: &mut Command) {

@@ -6,12 +6,14 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 mod measure;
+mod pgbackrest;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::{PostgresServer, TempDir, TestUser, from_environment};
 use measure::{Measurement, Table, measure};
+use pgbackrest::PgBackRest;
 
 /// The level that every tool compresses with.
 const LEVEL: u32 = 1;
@@ -35,7 +37,7 @@ struct Bench {
     server: PostgresServer,
     dir: TempDir,
     programs: PathBuf,
-    has_pgbackrest: bool,
+    pgbackrest: Option<PgBackRest>,
 }
 
 impl Bench {
@@ -67,11 +69,7 @@ impl Bench {
         let programs = std::env::var_os("PGARK_BENCH_PROGRAMS")
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"), PathBuf::from);
         let programs = programs.canonicalize().expect("the release programs are built by make bench");
-        let has_pgbackrest = Command::new("pgbackrest").arg("version").output().is_ok_and(|out| out.status.success());
-        if !has_pgbackrest {
-            println!("pgbackrest is not installed: it is left out");
-        }
-        let bench = Self { server, dir, programs, has_pgbackrest };
+        let bench = Self { server, dir, programs, pgbackrest: PgBackRest::find((2, 39)) };
         let size = bench.server.psql("SELECT pg_size_pretty(sum(pg_database_size(oid))) FROM pg_database");
         println!("the databases have {}", size.trim());
         bench
@@ -94,33 +92,6 @@ impl Bench {
         let mut command = Command::new(self.programs.join(program));
         command.arg("--config").arg(self.config(repository)).arg("--quiet");
         command
-    }
-
-    fn pgbackrest(&self, repository: &Path, data_dir: &Path, arguments: &[&str]) -> Command {
-        let mut command = Command::new("pgbackrest");
-        command
-            .args(["--stanza=bench", "--config=/dev/null", "--log-level-file=off", "--log-level-console=warn"])
-            .args(["--process-max=2", "--start-fast", "--no-archive-check", "--repo1-bundle", "--compress-type=zst"])
-            .arg(format!("--compress-level={LEVEL}"))
-            .arg(format!("--pg1-path={}", data_dir.display()))
-            .arg(format!("--pg1-port={}", self.server.port()))
-            .arg(format!("--pg1-socket-path={}", self.server.socket_dir().display()))
-            .arg(format!("--pg1-user={}", self.server.psql("SELECT current_user").trim()))
-            .arg(format!("--repo1-path={}", repository.display()))
-            .arg(format!("--lock-path={}", self.dir.join("lock").display()))
-            .args(arguments);
-        command
-    }
-
-    fn pgbackrest_create(&self, repository: &Path) {
-        let mut create = self.pgbackrest(repository, self.server.data_dir(), &["stanza-create"]);
-        // Options of the backup that this command does not know.
-        create = keep_only(&create, |argument| {
-            !["--process-max", "--start-fast", "--no-archive-check", "--repo1-bundle", "--compress"]
-                .iter()
-                .any(|prefix| argument.starts_with(prefix))
-        });
-        succeed(TestUser::get().run(&mut create));
     }
 
     fn fresh(&self, name: &str) -> PathBuf {
@@ -155,11 +126,11 @@ impl Bench {
                 backup.args(["-c", "fast", "-Ft", "--compress", compress, "-D"]).arg(out.join("b"));
                 table.add(name, measure(&mut backup, server, &out));
             }
-            if self.has_pgbackrest {
+            if let Some(pgbackrest) = &self.pgbackrest {
                 self.warm();
                 let out = self.fresh("out-pgbackrest");
-                self.pgbackrest_create(&out);
-                let mut backup = self.pgbackrest(&out, self.server.data_dir(), &["--type=full", "backup"]);
+                pgbackrest.create(&out, &self.server);
+                let mut backup = pgbackrest.backup(&out, &self.server, "full", LEVEL);
                 table.add("pgbackrest bundle, 2 processes", measure(&mut backup, server, &out));
             }
         }
@@ -186,24 +157,12 @@ impl Bench {
                 t = target.display()
             ));
             table.add("zstd -dc | tar -x; sync", measure(&mut restore, None, &target));
-            if self.has_pgbackrest {
+            if let Some(pgbackrest) = &self.pgbackrest {
                 let (out, target) = (self.dir.join("out-pgbackrest"), self.fresh("target"));
                 self.settle(&out);
-                let spool = format!("--spool-path={}", self.dir.join("spool").display());
-                let all = self.pgbackrest(&out, &target, &[&spool, "--type=immediate", "restore"]);
-                let mut restore = keep_only(&all, |argument| {
-                    ![
-                        "--start-fast",
-                        "--no-archive-check",
-                        "--repo1-bundle",
-                        "--compress",
-                        "--pg1-port",
-                        "--pg1-socket",
-                        "--pg1-user",
-                    ]
-                    .iter()
-                    .any(|prefix| argument.starts_with(prefix))
-                });
+                let mut restore = pgbackrest.command(&out, &target, "restore");
+                restore.arg(format!("--spool-path={}", self.dir.join("spool").display()));
+                restore.args(["--process-max=2", "--type=immediate"]);
                 table.add("pgbackrest bundle, 2 processes", measure(&mut restore, None, &target));
             }
         }
@@ -268,13 +227,6 @@ fn total(commands: Vec<Command>, out: &Path) -> Measurement {
         peak_memory_bytes: runs.iter().map(|run| run.peak_memory_bytes).max().unwrap_or(0),
         stored_bytes: runs.last().map_or(0, |run| run.stored_bytes),
     }
-}
-
-/// The same command with only the arguments that `keep` wants.
-fn keep_only(command: &Command, keep: impl Fn(&str) -> bool) -> Command {
-    let mut kept = Command::new(command.get_program());
-    kept.args(command.get_args().filter(|argument| argument.to_str().is_none_or(&keep)));
-    kept
 }
 
 fn succeed(command: &mut Command) {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use harness::{Action, Fault, FaultProxy, Program, ProtectedCluster, RunningProgram, Trigger, wait_until};
+use harness::{Action, Fault, FaultProxy, Program, ProtectedCluster, Random, RunningProgram, Trigger, wait_until};
 use serde_json::Value;
 
 use crate::receiving;
@@ -39,15 +39,6 @@ struct Mark {
     number: u64,
     timeline: u64,
     position: u64,
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % bound
-    }
 }
 
 struct History {
@@ -164,6 +155,7 @@ impl History {
 
     /// Each mark is in a window and can be restored, or behind a named gap and is refused. Returns how many are lost.
     fn judge(&self) -> usize {
+        self.cluster.age_archive();
         let list = self.list();
         let windows: Vec<Window> = list["windows"].as_array().unwrap().iter().map(Window::of).collect();
         let mut lost = 0;
@@ -244,15 +236,12 @@ fn sequence(random: &mut Random, more: usize) -> Vec<Event> {
     for last in (1..events.len()).rev() {
         events.swap(last, random.below(last + 1));
     }
-    events.extend((0..more).map(|_| EVENTS[random.below(EVENTS.len())]));
+    events.extend((0..more).map(|_| random.choose(&EVENTS)));
     events
 }
 
 fn random_events(more: usize, cut: Duration) {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    println!("SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = Random::from_environment();
     let mut history = History::start(cut);
     for event in sequence(&mut random, more) {
         let load = history.cluster.server().start_pgbench(2);

@@ -226,6 +226,7 @@ fn a37_a38_a_lost_slot_is_said_and_gaps_are_named_or_healed() {
     assert!(!messages.contains("new backup"), "{messages}");
     let victim = cluster.archived_segments(1).into_iter().rev().nth(1).unwrap();
     fs::remove_file(&victim).unwrap();
+    cluster.age_archive();
     let list = cluster.restore().arg("list").succeed().stdout;
     assert!(list.contains("(gap"), "{list}");
     let run = receiving::start(&cluster);
@@ -246,6 +247,7 @@ fn a37_a38_a_lost_slot_is_said_and_gaps_are_named_or_healed() {
     receiving::wait_until_flushed(LIMIT, cluster.server());
     write(&cluster, "e");
     receiving::wait_until_flushed(LIMIT, cluster.server());
+    cluster.age_archive();
     let list = cluster.restore().arg("list").succeed().stdout;
     assert!(list.contains("(gap"), "{list}");
     cluster.restore().args(["base", "--dry-run"]).fail_with(3);

@@ -80,6 +80,21 @@ fn f11_commit_marks() {
     fuzz("commit_mark");
 }
 
+#[test]
+fn e11_beginnings_of_incremental_files() {
+    fuzz("incremental");
+}
+
+#[test]
+fn e01_e10_reconstructions() {
+    fuzz("reconstruction");
+}
+
+#[test]
+fn e13_block_maps() {
+    fuzz("block_map");
+}
+
 /// What is fuzzed here is fuzzed by libFuzzer too.
 #[test]
 fn every_target_has_a_program_and_a_corpus() {

@@ -6,7 +6,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::certificates::CertificateAuthority;
 use crate::postgres_server::{PostgresServer, PostgresServerBuilder};
@@ -116,6 +116,22 @@ impl ProtectedCluster {
         }
         segments.sort();
         segments
+    }
+
+    /// Makes the archived segments an hour old: of a gap behind which one was stored just now, it is not certain for some
+    /// seconds that it is there for good.
+    pub fn age_archive(&self) {
+        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        let timelines = self.archived_timelines();
+        for segment in timelines.into_iter().flat_map(|timeline| self.archived_segments(timeline)) {
+            let file = fs::File::options().write(true).open(&segment);
+            file.and_then(|file| file.set_modified(hour_ago)).unwrap_or_else(|error| panic!("{segment:?}: {error}"));
+        }
+    }
+
+    fn archived_timelines(&self) -> Vec<u32> {
+        let folders = entries(&self.cluster_dir().join("wal")).into_iter();
+        folders.filter_map(|folder| u32::from_str_radix(folder.file_name()?.to_str()?, 16).ok()).collect()
     }
 
     /// `pgark-agent --config …`

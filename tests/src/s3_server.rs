@@ -41,6 +41,10 @@ impl S3Server {
         self.port
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap_or_else(|| panic!("the server is stopped")).pid()
+    }
+
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }

@@ -208,6 +208,7 @@ fn a_drill_of_a_spoiled_backup_fails_with_the_right_reason() {
     });
     let hidden = cluster.dir().join("hidden");
     fs::rename(last, &hidden).unwrap();
+    cluster.age_archive();
     let outcome = run(&["--backup", &healthy]).fail_with(3);
     failed(&outcome, "plan", "is missing");
     fs::rename(&hidden, last).unwrap();

@@ -1,48 +1,19 @@
 //! Incremental backups of PostgreSQL 17 and 18: chains of them equal what the server's own `pg_combinebackup` makes,
 //! except where that brings deleted rows back.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use harness::{PostgresServer, Program, ProtectedCluster, ProtectedClusterBuilder, bash, standard_tool, wait_until};
+use harness::{PostgresServer, Program, ProtectedCluster, standard_tool, wait_until};
 use serde_json::Value;
 
-const BLOCK: usize = 8192;
-
-fn start(major: u32) -> ProtectedCluster {
-    builder(major).start()
-}
-
-fn builder(major: u32) -> ProtectedClusterBuilder {
-    let server = |builder: harness::PostgresServerBuilder| {
-        let builder = builder.major(major).data_checksums(true);
-        let builder = builder.setting("autovacuum", "off").setting("shared_buffers", "64MB");
-        match major {
-            17.. => builder.setting("summarize_wal", "on").setting("allow_in_place_tablespaces", "on"),
-            _ => builder,
-        }
-    };
-    ProtectedCluster::builder().server(server).settings("[compression]\nlevel = 1\n[backup]\narchive_wait = \"1s\"\n")
-}
-
-fn backup(cluster: &ProtectedCluster, kind: &str) -> String {
-    let outcome = cluster.agent().args(["--quiet", "backup", "--json", kind]).succeed();
-    let summary: Value = serde_json::from_str(&outcome.stdout).unwrap();
-    let id = summary["id"].as_str().unwrap().to_owned();
-    assert_eq!(summary["parent"].as_str().map(str::to_owned), parent_of(cluster, &id));
-    id
-}
-
-fn parent_of(cluster: &ProtectedCluster, id: &str) -> Option<String> {
-    let mark = fs::read(cluster.cluster_dir().join("backups").join(id).join("backup.json")).unwrap();
-    let mark: Value = serde_json::from_slice(&mark).unwrap();
-    mark["parent"].as_str().map(str::to_owned)
-}
+use crate::chains::{
+    backup, builder, chain_equals_full, combine, compare, create_tablespace, parent_of, restore, start, unpack, verify,
+};
 
 /// Everything that changes a relation's files in a way of its own; a step for each backup.
-const STEPS: [&str; 7] = [
+pub(crate) const STEPS: [&str; 7] = [
     "UPDATE a SET v = 'x' || v WHERE id % 1000 = 3; DELETE FROM b WHERE id > 5000; VACUUM b; \
      INSERT INTO e SELECT g, md5(g::text) FROM generate_series(1, 3000) g",
     "INSERT INTO b SELECT g, repeat(md5(g::text), 2) FROM generate_series(1, 9000) g; TRUNCATE d; \
@@ -50,18 +21,15 @@ const STEPS: [&str; 7] = [
     "INSERT INTO d SELECT generate_series(1, 500); INSERT INTO a SELECT g, 'n' FROM generate_series(1, 3000) g; \
      ALTER TABLE c SET TABLESPACE pg_default; VACUUM a; INSERT INTO e SELECT g, 'z' FROM generate_series(1, 900) g",
     "UPDATE a SET v = 'q' WHERE id BETWEEN 100 AND 300; DELETE FROM a WHERE id > 40000; VACUUM a",
-    "CREATE TABLE f AS SELECT generate_series(1, 1000) g; UPDATE b SET v = 'short' WHERE id % 50 = 1; CHECKPOINT",
+    "CREATE TABLE f AS SELECT generate_series(1, 1000) g; UPDATE b SET v = 'short' WHERE id % 50 = 1; \
+     VACUUM FULL pg_class; CHECKPOINT",
     "DROP TABLE f; CREATE UNLOGGED TABLE u2 AS SELECT generate_series(1, 1000) g; CREATE TABLE f AS SELECT 1 AS g; \
      REINDEX TABLE a",
     "UPDATE a SET v = 'last' WHERE id = 7",
 ];
 
-fn fill(cluster: &ProtectedCluster) {
-    let location = match cluster.server().major() {
-        17.. => String::new(),
-        _ => cluster.dir().create_dir("tablespace").display().to_string(),
-    };
-    cluster.server().psql(&format!("CREATE TABLESPACE ts LOCATION '{location}'"));
+pub(crate) fn fill(cluster: &ProtectedCluster) {
+    create_tablespace(cluster);
     for statement in [
         "CREATE TABLE a AS SELECT g AS id, md5(g::text) AS v FROM generate_series(1, 60000) g",
         "CREATE INDEX ON a (id)",
@@ -77,11 +45,11 @@ fn fill(cluster: &ProtectedCluster) {
     }
 }
 
-fn statements(server: &PostgresServer, step: &str) {
+pub(crate) fn statements(server: &PostgresServer, step: &str) {
     step.split("; ").for_each(|statement| drop(server.psql(statement)));
 }
 
-fn content(server: &PostgresServer) -> String {
+pub(crate) fn content(server: &PostgresServer) -> String {
     ["a", "b", "c", "d", "e", "f"]
         .map(|table| {
             server.psql(&format!(
@@ -89,62 +57,6 @@ fn content(server: &PostgresServer) -> String {
             ))
         })
         .join("\n")
-}
-
-/// Unpacks a backup with zstd and tar, as the repository's format promises.
-fn unpack(cluster: &ProtectedCluster, id: &str) -> PathBuf {
-    let to = cluster.dir().create_dir(&format!("unpacked-{id}"));
-    let script = "set -e\nfor part in \"$FROM\"/parts/*.tar.zst; do zstd -dc \"$part\" | tar -x -C \"$TO\"; done\n\
-                  zstd -dc \"$FROM/backup_manifest.zst\" > \"$TO/backup_manifest\"\nchmod 700 \"$TO\"";
-    let from = cluster.cluster_dir().join("backups").join(id);
-    bash(cluster.dir().path(), script).env("FROM", from).env("TO", &to).succeed();
-    to
-}
-
-/// The files below a directory, with those left out that every restore writes itself.
-fn files(root: &Path) -> BTreeMap<String, PathBuf> {
-    const OWN: [&str; 4] = ["backup_manifest", "postgresql.auto.conf", "recovery.signal", "tablespace_map"];
-    let mut files = BTreeMap::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.strip_prefix(root).unwrap().display().to_string();
-            if path.is_dir() {
-                folders.push(path);
-            } else if !OWN.contains(&name.as_str()) {
-                files.insert(name, path);
-            }
-        }
-    }
-    files
-}
-
-/// Compares block by block; returns how many blocks are zeros in ours and not in theirs.
-fn compare(ours: &Path, theirs: &Path) -> usize {
-    let (ours, theirs) = (files(ours), files(theirs));
-    assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
-    let mut zeros = 0;
-    for (name, path) in &ours {
-        let (one, other) = (fs::read(path).unwrap(), fs::read(&theirs[name]).unwrap());
-        assert_eq!(one.len(), other.len(), "{name}");
-        for (number, (one, other)) in one.chunks(BLOCK).zip(other.chunks(BLOCK)).enumerate() {
-            if one != other {
-                assert!(one.iter().all(|&byte| byte == 0), "{name}: block {number} differs");
-                zeros += 1;
-            }
-        }
-    }
-    zeros
-}
-
-fn combine(cluster: &ProtectedCluster, name: &str, chain: &[PathBuf]) -> PathBuf {
-    let to = cluster.dir().join(name);
-    let mut arguments: Vec<String> = chain.iter().map(|folder| folder.display().to_string()).collect();
-    arguments.extend(["-o".to_owned(), to.display().to_string()]);
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    cluster.server().run("pg_combinebackup", &arguments);
-    to
 }
 
 fn chains_equal_those_of_the_server(major: u32) {
@@ -163,9 +75,8 @@ fn chains_equal_those_of_the_server(major: u32) {
     let unpacked: Vec<PathBuf> = ids.iter().map(|id| unpack(&cluster, id)).collect();
     for last in [1, 4, ids.len() - 1] {
         let theirs = combine(&cluster, &format!("theirs-{last}"), &unpacked[..=last]);
-        let ours = cluster.restore_to(&format!("ours-{last}"), &["--backup", &ids[last], "--target-immediate"]);
+        let ours = restore(&cluster, &format!("ours-{last}"), &ids[last]);
         assert_eq!(compare(&ours, &theirs), 0, "chain of {}", last + 1);
-        cluster.server().run("pg_verifybackup", &["--no-parse-wal", &ours.display().to_string()]);
     }
     // Over what an older backup of the chain made, and over what a chain made.
     let ours = cluster.dir().join("ours-1");
@@ -173,7 +84,7 @@ fn chains_equal_those_of_the_server(major: u32) {
     for _ in 0..2 {
         cluster.restore().args(["--quiet", "base", "--delta", "--backup", newest, "--to"]).arg(&ours).succeed();
         assert_eq!(compare(&ours, &cluster.dir().join(format!("theirs-{}", ids.len() - 1))), 0);
-        cluster.server().run("pg_verifybackup", &["--no-parse-wal", &ours.display().to_string()]);
+        verify(&cluster, &ours);
     }
     let mut server = PostgresServer::start_restored(ours, major);
     server.wait_until_promoted();
@@ -183,7 +94,7 @@ fn chains_equal_those_of_the_server(major: u32) {
 
 /// These servers send everything: the last incremental backup must come back as the full one that is taken right behind it.
 fn chains_equal_a_full_backup(major: u32) {
-    let cluster = builder(major).settings("incremental = \"auto\"\n").start();
+    let cluster = start(major);
     fill(&cluster);
     let mut ids = vec![backup(&cluster, "--full")];
     for step in STEPS {
@@ -191,35 +102,12 @@ fn chains_equal_a_full_backup(major: u32) {
         ids.push(backup(&cluster, "--incremental"));
     }
     let expected = content(cluster.server());
-    // Hint bits that were just set are stored with the next one.
-    ids.push(backup(&cluster, "--incremental"));
-    let full = backup(&cluster, "--full");
     for pair in ids.windows(2) {
         assert_eq!(parent_of(&cluster, &pair[1]).as_ref(), Some(&pair[0]));
     }
-    let size = |id: &str| fs::metadata(part(&cluster, id)).unwrap().len();
-    assert!(size(&ids[STEPS.len()]) * 3 < size(&full), "{} {}", size(&ids[STEPS.len()]), size(&full));
-    cluster.archive_all();
-    let restore = |name: &str, id: &str| {
-        let base = cluster.dir().join(format!("{name}-tablespaces")).display().to_string();
-        cluster.restore_to(name, &["--backup", id, "--target-immediate", "--tablespace-base", &base])
-    };
-    let (ours, theirs) = (restore("ours", ids.last().unwrap()), restore("theirs", &full));
-    for directory in [&ours, &theirs] {
-        cluster.server().run("pg_verifybackup", &["--no-parse-wal", &directory.display().to_string()]);
-    }
-    let relations = |root: &Path| -> BTreeMap<String, PathBuf> {
-        let is_relation = |name: &String| {
-            ["base/", "global/", "pg_tblspc/"].iter().any(|folder| name.starts_with(folder))
-                && name != "global/pg_control"
-        };
-        files(root).into_iter().filter(|(name, _)| is_relation(name)).collect()
-    };
-    let (one, other) = (relations(&ours), relations(&theirs));
-    assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
-    for (name, path) in &one {
-        assert!(fs::read(path).unwrap() == fs::read(&other[name]).unwrap(), "{name} differs");
-    }
+    let ours = chain_equals_full(&cluster);
+    let sizes: Vec<u64> = ids.iter().map(|id| fs::metadata(part(&cluster, id)).unwrap().len()).collect();
+    assert!(sizes[STEPS.len()] * 3 < sizes[0], "{sizes:?}");
     let mut server = PostgresServer::start_restored(ours, major);
     server.wait_until_paused();
     assert_eq!(content(&server), expected);
@@ -287,15 +175,15 @@ fn e01_deleted_rows_do_not_come_back() {
 
     let unpacked: Vec<PathBuf> = ids.iter().map(|id| unpack(&cluster, id)).collect();
     let theirs = combine(&cluster, "theirs", &unpacked);
-    let ours = cluster.restore_to("ours", &["--backup", &ids[2], "--target-immediate"]);
+    let ours = restore(&cluster, "ours", &ids[2]);
     println!("{} blocks are zeros instead of deleted rows", compare(&ours, &theirs));
 }
 
-fn folder(cluster: &ProtectedCluster, id: &str) -> PathBuf {
+pub(crate) fn folder(cluster: &ProtectedCluster, id: &str) -> PathBuf {
     cluster.cluster_dir().join("backups").join(id)
 }
 
-fn part(cluster: &ProtectedCluster, id: &str) -> PathBuf {
+pub(crate) fn part(cluster: &ProtectedCluster, id: &str) -> PathBuf {
     folder(cluster, id).join("parts/000001.tar.zst")
 }
 
@@ -336,8 +224,8 @@ fn e04_e20_a_broken_chain_is_refused_before_anything_is_written() {
         cluster.restore().args(["verify", "--quick"]).fail_with(4);
         fs::rename(&aside, &mark).unwrap();
     }
-    // A changed byte, a lost object, and the part of another member, in the middle of the chain and at its end.
-    for member in [first, second] {
+    // A changed byte, a lost object, and the part of another member, all along the chain.
+    for member in [full, first, second] {
         let path = part(&cluster, member);
         let before = whole(&path);
         let mut flipped = before.clone();
@@ -353,11 +241,8 @@ fn e04_e20_a_broken_chain_is_refused_before_anything_is_written() {
             base(code, "part");
             let verified = cluster.restore().args(["verify", second]).fail_with(4);
             let told = format!("backup {second} cannot be restored");
-            assert!(
-                verified.stdout.contains(&told) && verified.stdout.contains(&format!("{full}  ok")),
-                "{}",
-                verified.stdout
-            );
+            let is_full_well = verified.stdout.contains(&format!("{full}  ok"));
+            assert!(verified.stdout.contains(&told) && is_full_well == (member != full), "{}", verified.stdout);
         }
         fs::write(&path, before).unwrap();
     }
@@ -435,7 +320,7 @@ fn e07_e08_where_only_changes_cannot_be_sent_a_full_backup_is_taken_or_none() {
 /// What the host of the agent keeps can be lost, and must not be another one.
 #[test]
 fn e13_before_17_only_the_right_block_map_is_compared_with() {
-    let cluster = builder(15).settings("incremental = \"auto\"\n").start();
+    let cluster = start(15);
     let server = cluster.server();
     server.psql("CREATE TABLE t AS SELECT g AS id, md5(g::text) AS v FROM generate_series(1, 50000) g");
     let map = |id: &str| cluster.dir().join(format!("state/maps/main-{id}.map"));

@@ -9,8 +9,10 @@
 )]
 
 mod archive_command;
+mod chains;
 mod check;
 mod connections;
+mod consolidate;
 mod drill;
 mod encryption;
 mod every_version;
@@ -23,9 +25,11 @@ mod notify;
 mod odd_files;
 mod packaging;
 mod prefetch;
+mod random_chains;
 mod recovery_targets;
 mod refusals;
 mod reports;
+mod several_segments;
 mod standard_restore;
 mod standby;
 mod standby_backup;

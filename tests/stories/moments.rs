@@ -1,9 +1,14 @@
 //! `list` says from which moment to which the cluster can be restored, and restores keep that promise.
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use harness::ProtectedCluster;
 use serde_json::Value;
+
+/// How much later than its successors a segment comes.
+const LATE: Duration = Duration::from_millis(1500);
 
 fn list(cluster: &ProtectedCluster, arguments: &[&str]) -> Value {
     let outcome = cluster.restore().args(["list", "--json"]).args(arguments).succeed();
@@ -82,6 +87,7 @@ fn d10_a_gap_ends_a_window_and_the_next_backup_begins_another() {
     cluster.server().psql("INSERT INTO t VALUES (4)");
     cluster.archive_all();
     fs::remove_file(&lost).unwrap();
+    cluster.age_archive();
     let lost = lost.file_name().unwrap().to_str().unwrap().split('.').next().unwrap().to_owned();
 
     let listed = list(&cluster, &[]);
@@ -97,4 +103,28 @@ fn d10_a_gap_ends_a_window_and_the_next_backup_begins_another() {
     assert!(text.contains(&format!("{lost} is missing")), "{text}");
     let verified = cluster.restore().arg("verify").fail_with(4);
     assert!(verified.stdout.contains(&format!("{lost}: it is missing")), "{}", verified.stdout);
+}
+
+#[test]
+fn d10_a_segment_that_comes_after_its_successors_is_no_gap() {
+    let cluster = ProtectedCluster::start();
+    cluster.backup();
+    for _ in 0..3 {
+        cluster.archive_all();
+    }
+    let late = cluster.archived_segments(1).into_iter().rev().nth(1).unwrap();
+    let aside = cluster.dir().join("aside");
+    for arguments in [&["list"][..], &["base", "--dry-run"]] {
+        fs::rename(&late, &aside).unwrap();
+        let outcome = thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(LATE);
+                fs::rename(&aside, &late).unwrap();
+            });
+            cluster.restore().args(arguments).succeed()
+        });
+        for words in ["gap", "is missing"] {
+            assert!(!outcome.stdout.contains(words), "{}", outcome.stdout);
+        }
+    }
 }

@@ -3,8 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use harness::{Outcome, ProtectedCluster};
+
+/// A refusal that takes longer has waited for a segment that might be late.
+const PROMPT: Duration = Duration::from_secs(8);
 
 struct Story {
     cluster: ProtectedCluster,
@@ -127,7 +131,14 @@ fn d10_a_gap_in_the_archive_is_found_before_anything_is_restored() {
     let name = gone.file_name().unwrap().to_str().unwrap().trim_end_matches(".zst").to_owned();
     fs::remove_file(gone).unwrap();
     let to = story.cluster.dir().join("new");
-    story.refused(&to, &[], 3, &["the archive has a gap", &name, "latest reachable position"]);
+    let words = ["the archive has a gap", &name, "latest reachable position"];
+    let began = Instant::now();
+    story.refused(&to, &[], 3, &words);
+    assert!(began.elapsed() > PROMPT, "the segment could still have been on its way");
+    story.cluster.age_archive();
+    let began = Instant::now();
+    story.refused(&to, &[], 3, &words);
+    assert!(began.elapsed() < PROMPT, "an old gap is waited for");
     // What lies before the gap can be had.
     story.cluster.restore_to("before-the-gap", &["--target-time", &story.after_backup]);
 }

@@ -139,7 +139,7 @@ impl HeldBlocks {
         if self.memory.len() + block.len() > MEMORY_BYTES {
             let aside = match &mut self.aside {
                 Some(aside) => aside,
-                none => none.insert(unnamed_file(folder).context("put changed blocks aside in state_dir")?),
+                none => none.insert(tempfile::tempfile_in(folder).context("put changed blocks aside in state_dir")?),
             };
             aside.write_all(&self.memory).context("put changed blocks aside in state_dir")?;
             self.memory.clear();
@@ -169,12 +169,6 @@ impl HeldBlocks {
         }
         Ok(())
     }
-}
-
-/// A file that is gone as soon as it is closed.
-fn unnamed_file(folder: &Path) -> std::io::Result<File> {
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::CLOEXEC;
-    Ok(File::from(rustix::fs::open(folder, flags, rustix::fs::Mode::from_raw_mode(0o600))?))
 }
 
 impl Changes {

@@ -44,7 +44,7 @@ pub(super) enum Base {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parent<'b> {
     pub(super) backup: &'b Backup,
-    /// The full backup of its chain.
+    /// The full backup of its chain, by the id under which what is kept of it is found.
     pub(super) first: &'b BackupId,
 }
 
@@ -81,7 +81,8 @@ pub(super) fn choose<'b>(
     server: &ServerFacts,
     now: Timestamp,
 ) -> Result<Parent<'b>, String> {
-    // Two of different kinds may have begun in one second: ids do not tell which was the later one.
+    // Two of different kinds may have begun in one second: ids do not tell which was the later one. What was made from a
+    // chain comes behind the last of it.
     let eligible = backups.iter().filter(|backup| base == Base::Last || backup.parent.is_none());
     let parent = eligible.max_by_key(|backup| backup.start_time);
     let parent = parent.ok_or("there is no backup yet on which it could build")?;
@@ -96,7 +97,7 @@ pub(super) fn choose<'b>(
         // What `pg_checksums` changes is not in the WAL.
         return Err(format!("page checksums were switched since {}", parent.id));
     }
-    let chosen = Parent { backup: parent, first: &first.id };
+    let chosen = Parent { backup: parent, first: first.as_sent().0 };
     let Some(ChainPolicy { full_every, chain_max }) = policy else { return Ok(chosen) };
     let age = Duration::try_from(now.duration_since(first.start_time)).unwrap_or_default();
     if age >= full_every {
@@ -121,8 +122,39 @@ pub(super) async fn common_backups(repositories: &[ClusterRepository]) -> Result
     Ok(common.unwrap_or_default())
 }
 
+/// The repositories that have a backup which another one needs. One that is not required is left out if it does not.
+///
+/// # Errors
+/// When a repository that is required does not have it or fails.
+pub(crate) async fn those_with(
+    all: Vec<ClusterRepository>,
+    backup: &Backup,
+) -> Result<Vec<ClusterRepository>, RepositoryError> {
+    let id = &backup.id;
+    let mut chosen = Vec::with_capacity(all.len());
+    for repository in all {
+        let (name, is_optional) = (repository.name(), repository.is_optional());
+        match has_backup(&repository, backup).await {
+            Ok(true) => chosen.push(repository),
+            Ok(false) if is_optional => {
+                tracing::warn!(repository = name, %id, "does not have this backup, and is left out")
+            }
+            Ok(false) => {
+                let key = repository.keys().backup(id);
+                return Err(RepositoryError::NotFound { repository: name.to_owned(), key });
+            }
+            Err(error) if is_optional => {
+                let error: &(dyn std::error::Error + 'static) = &error;
+                tracing::warn!(repository = name, error, "is left out");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(chosen)
+}
+
 /// Whether a repository has this very backup.
-pub(super) async fn has_backup(repository: &ClusterRepository, backup: &Backup) -> Result<bool, RepositoryError> {
+async fn has_backup(repository: &ClusterRepository, backup: &Backup) -> Result<bool, RepositoryError> {
     match repository.backup(&backup.id).await {
         Ok(found) => Ok(is_same(&found, backup)),
         Err(RepositoryError::NotFound { .. }) => Ok(false),
@@ -204,10 +236,12 @@ impl Kept {
 
     /// Opens the manifest of a backup, proven to be the one that was stored; the error says why it cannot be used.
     pub(super) fn manifest(&self, backup: &Backup) -> Result<impl Read + Send + use<>, String> {
-        let path = self.manifests.path(&backup.id);
+        // The server does not know the manifest of a backup that it has not sent.
+        let (id, digest) = backup.as_sent();
+        let path = self.manifests.path(id);
         let unusable = |error: io::Error| format!("its manifest {} cannot be used: {error}", path.display());
         let found = read(&path).and_then(sha256).map_err(unusable)?;
-        if found != backup.manifest.sha256 {
+        if found != digest {
             return Err(format!("its manifest {} is not the one that was stored", path.display()));
         }
         read(&path).map_err(unusable)
@@ -215,7 +249,12 @@ impl Kept {
 
     /// Opens the block map of a backup, as [`Kept::manifest`] does.
     pub(super) fn map(&self, backup: &Backup) -> Result<File, String> {
-        let path = self.maps.path(&backup.id);
+        if backup.block_map.is_none() {
+            let reason = "it has no block map, since backup.incremental was \"never\": set it to \"auto\" first";
+            return Err(reason.to_owned());
+        }
+        let (id, _) = backup.as_sent();
+        let path = self.maps.path(id);
         let unusable = |error: io::Error| format!("its block map {} cannot be used: {error}", path.display());
         let mut map = File::open(&path).map_err(unusable)?;
         let found = sha256(&mut map).map_err(unusable)?;
@@ -287,7 +326,7 @@ fn read(path: &Path) -> io::Result<zstd::Decoder<'static, BufReader<File>>> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use pgark_repository::BackupKind;
+    use pgark_repository::{BackupKind, Consolidated};
     use serde_json::json;
 
     use super::*;
@@ -383,14 +422,26 @@ mod tests {
         let mut text = String::new();
         main.manifest(&stored).unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "manifest");
+        // To the server, what was made from the chain is the backup that it sent.
+        let mut made = backup(5, None);
+        let manifest_sha256 = stored.manifest.sha256.clone();
+        made.consolidated = Some(Consolidated { from: stored.id.clone(), manifest_sha256 });
+        main.manifest(&made).unwrap();
         let (map, mut file) = main.begin_map(&stored.id).unwrap();
         file.write_all(b"map").unwrap();
         assert_eq!(map.sha256().unwrap(), digest(b"map"));
         main.keep_map(&map, &stored.id, &id(0, true)).unwrap();
+        assert!(main.map(&stored).err().unwrap().contains("has no block map"));
+        stored.block_map = Some(digest(b"other"));
         assert!(main.map(&stored).err().unwrap().contains("not the one that was made with it"));
         stored.block_map = Some(digest(b"map"));
         main.map(&stored).unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "manifestmap");
+        made.block_map = stored.block_map;
+        main.map(&made).unwrap();
+        let all = [backup(4, Some(id(3, false))), made];
+        let chosen = chosen(&all, Base::LastFull, None, 6).unwrap();
+        assert_eq!(chosen, (id(5, true), id(4, false)));
     }
 
     #[test]

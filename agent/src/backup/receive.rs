@@ -2,13 +2,14 @@
 
 use anyhow::{Context, bail};
 use pgark_command::Progress;
-use pgark_postgres::{BackupLabel, ControlFile, ManifestEnd};
-use pgark_repository::{BackupWriter, CheckedBackup, ManifestWriter, TarMember};
+use pgark_postgres::{BackupLabel, ControlFile};
+use pgark_repository::{BackupWriter, TarMember};
 
 use super::changes::{Changes, OpenFile, RewrittenManifest};
 use super::limit_blocks::LimitBlocks;
 use super::parent::KeptManifest;
 use super::tar_stream::{TarPiece, TarStream};
+use super::writing::Writing;
 use crate::replication::{ArchiveName, BackupMessage, BaseBackupStream};
 
 /// Files that are looked at on the way are small: the map has a line of at most a KiB or two for each tablespace.
@@ -24,44 +25,6 @@ pub(super) struct Received {
     pub(super) control: ControlFile,
     /// The content of tablespace_map; empty where there are no tablespaces.
     pub(super) map: Vec<u8>,
-}
-
-/// The stage at which receiving stands: the writer changes its type with the manifest.
-pub(super) enum Writing {
-    Parts(Box<BackupWriter>),
-    Manifest(Box<ManifestWriter>),
-    /// Taken out for a step that failed.
-    Gone,
-}
-
-impl Writing {
-    /// Gives the backup up and aborts what is being uploaded.
-    pub(super) async fn abort(self) {
-        match self {
-            Self::Parts(writer) => writer.abort().await,
-            Self::Manifest(writer) => writer.abort().await,
-            Self::Gone => {}
-        }
-    }
-
-    /// Gives back the id of a backup that did not begin.
-    pub(super) async fn withdraw(self) {
-        match self {
-            Self::Parts(writer) => writer.withdraw().await,
-            other => other.abort().await,
-        }
-    }
-
-    /// Compares the manifest and ends the writing.
-    pub(super) async fn finish(&mut self) -> anyhow::Result<(CheckedBackup, ManifestEnd)> {
-        match std::mem::replace(self, Self::Gone) {
-            Self::Manifest(writer) => Ok(writer.finish().await?),
-            other => {
-                *self = other;
-                bail!("the server sent no manifest")
-            }
-        }
-    }
 }
 
 /// What becomes of the stream besides that it is stored.
@@ -104,9 +67,7 @@ pub(super) async fn receive(
             (BackupMessage::ManifestStart, Writing::Parts(_)) => {
                 end_archive(archive.take())?;
                 manifest = handling.changes.take().map(Changes::end).transpose()?;
-                if let Writing::Parts(writer) = std::mem::replace(writing, Writing::Gone) {
-                    *writing = Writing::Manifest(Box::new(writer.begin_manifest().await?));
-                }
+                writing.begin_manifest().await?;
             }
             (BackupMessage::ManifestData(bytes), Writing::Manifest(writer)) => {
                 if let Some(Err(error)) = handling.kept.as_mut().map(|kept| kept.write(&bytes)) {

@@ -14,6 +14,8 @@ struct Summary<'a> {
     id: &'a str,
     /// The backup on which it builds.
     parent: Option<&'a str>,
+    /// The last backup of the chain from which it was made.
+    consolidated_from: Option<&'a str>,
     raw_bytes: u64,
     stored_bytes: u64,
     files: u64,
@@ -47,10 +49,14 @@ struct ExpiredJson<'a> {
 }
 
 /// Prints the summary to standard output.
-pub(super) fn print(backup: &Backup, targets: &BackupTargets, elapsed: Duration) -> std::io::Result<()> {
+pub(crate) fn print(backup: &Backup, targets: &BackupTargets, elapsed: Duration) -> std::io::Result<()> {
     let mut report = Report::to_stdout();
     let totals = &backup.totals;
-    let on = backup.parent.as_ref().map_or_else(String::new, |parent| format!(" on {parent}"));
+    let on = match (&backup.parent, &backup.consolidated) {
+        (Some(parent), _) => format!(" on {parent}"),
+        (None, Some(consolidated)) => format!(" of the chain of {}", consolidated.from),
+        (None, None) => String::new(),
+    };
     writeln!(
         report,
         "backup {}{on}: {} in {} files, stored as {} ({:.1}:1), in {}\nWAL from {} to {} on timeline {}; any moment after {} can be restored",
@@ -72,7 +78,7 @@ pub(super) fn print(backup: &Backup, targets: &BackupTargets, elapsed: Duration)
 }
 
 /// Prints the summary to standard output, as JSON.
-pub(super) fn print_json(
+pub(crate) fn print_json(
     backup: &Backup,
     targets: &BackupTargets,
     elapsed: Duration,
@@ -82,6 +88,7 @@ pub(super) fn print_json(
     let summary = Summary {
         id: backup.id.as_str(),
         parent: backup.parent.as_ref().map(BackupId::as_str),
+        consolidated_from: backup.consolidated.as_ref().map(|consolidated| consolidated.from.as_str()),
         raw_bytes: totals.raw_size,
         stored_bytes: totals.stored_size,
         files: totals.files,

@@ -10,7 +10,7 @@ use pgark_command::{
 use pgark_repository::{BackupId, ClusterRepository, Hold, RepositoryError};
 
 use super::{one_of, places};
-use crate::backup::host_name;
+use crate::backup::{WRITTEN_BY, host_name};
 
 /// Arguments of `hold`.
 #[derive(Args, Debug)]
@@ -45,8 +45,7 @@ pub async fn hold(
     if reason.trim().is_empty() {
         return Err(Failure::new(ExitCode::Usage, "--reason is empty: say why the backup is held").into());
     }
-    let hold =
-        Hold::new(id.clone(), reason.clone(), host_name(), concat!("pgark ", env!("CARGO_PKG_VERSION")).to_owned());
+    let hold = Hold::new(id.clone(), reason.clone(), host_name(), WRITTEN_BY.to_owned());
     in_every_place(global, environment, id, async |place| {
         Ok(match place.hold(&hold).await? {
             None => format!("backup {id} is held in repository `{}`", place.name()),

@@ -34,8 +34,10 @@ impl<'c> Rules<'_, 'c> {
             let backup = &stored.backup;
             let mut reasons = Vec::new();
             reasons.extend(stored.hold.clone().map(|reason| KeepReason::Held { reason }));
-            reasons.extend(self.full(backup));
-            reasons.extend(self.window(backup));
+            if !self.stock.consolidated.contains(&backup.id) {
+                reasons.extend(self.full(backup));
+                reasons.extend(self.window(backup));
+            }
             reasons.extend(self.parents.get(&backup.id).map(|&id| KeepReason::ParentOf { id: id.clone() }));
             reasons.extend(calendar.get(&backup.id).into_iter().flatten().cloned());
             if reasons.is_empty() && last.contains(&&backup.id) {

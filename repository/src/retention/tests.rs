@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
+use crate::backup::Consolidated;
 use crate::backup_id::BackupKind;
 
 const SEGMENT: u64 = 16 << 20;
@@ -81,6 +82,16 @@ impl History {
         let mut backup = backup(id, 1, day as u64 * 10 + 5, at(day, 12));
         backup.parent = Some(parent);
         self.add(backup)
+    }
+
+    /// A full backup that was made of the chain of an incremental one.
+    fn consolidated(self, from: &BackupId) -> Self {
+        let stored = self.0.backups.iter().find(|stored| stored.backup.id == *from).unwrap();
+        let mut made = stored.backup.clone();
+        made.id = BackupId::new(from.start().unwrap() + Duration::from_secs(1), BackupKind::Full);
+        made.parent = None;
+        made.consolidated = Some(Consolidated { from: from.clone(), manifest_sha256: String::new() });
+        self.add(made)
     }
 
     fn change(mut self, id: &BackupId, change: impl FnOnce(&mut StoredBackup)) -> Self {
@@ -422,4 +433,23 @@ fn stretches_join_neighbours_of_one_fate() {
     let shown: Vec<(u64, bool)> =
         plan.wal_stretches().iter().map(|stretch| (stretch.segments, stretch.reason.is_some())).collect();
     assert_eq!(shown, [(40, false), (1, true), (249, false), (10, true)]);
+}
+
+#[test]
+fn e19_what_was_made_from_a_chain_stands_in_its_place() {
+    let incremental = |day| id(day, 12, BackupKind::Incremental);
+    let made = BackupId::new(at(3, 12) + Duration::from_secs(1), BackupKind::Full);
+    let history = History::default().wal(1, 1..=5).full(1, 1).incremental(2, full(1)).incremental(3, incremental(2));
+    let history = history.consolidated(&incremental(3)).incremental(4, made.clone());
+    let newest = RetentionPolicy { full: 1, ..policy() };
+    assert_eq!(history.kept(newest), [made.clone(), incremental(4)]);
+    assert_eq!(kept_wal(&history.plan(newest), 1).first(), Some(&35));
+    // Also in the window, where it is not the first.
+    let window = RetentionPolicy { window: Some(4 * DAY), ..policy() };
+    assert_eq!(history.kept(window), [full(1), incremental(2), made.clone(), incremental(4)]);
+    // What still builds on the chain keeps it, and what cannot be restored stands for nothing.
+    let later = history.clone().incremental(5, incremental(3));
+    assert!(later.kept(newest).contains(&incremental(3)));
+    let faulty = history.change(&made, |stored| stored.fault = Some("a part is missing".to_owned()));
+    assert!(faulty.kept(newest).contains(&incremental(3)));
 }

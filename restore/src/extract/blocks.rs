@@ -25,6 +25,11 @@ impl HeaderReader {
         Self { file_bytes, length: IncrementalHeader::FIXED_BYTES, bytes: Vec::new() }
     }
 
+    /// How many bytes the next call needs at least, as far as is known.
+    pub(crate) fn missing(&self) -> usize {
+        self.length - self.bytes.len()
+    }
+
     /// Takes what is still missing from the front of `rest`. A file that ends before its header is longer than any
     /// complete one, or shorter than the beginning: the first write tells.
     pub(crate) fn take(&mut self, rest: &mut &[u8]) -> io::Result<Option<IncrementalHeader>> {

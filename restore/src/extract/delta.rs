@@ -1,7 +1,7 @@
 //! A restore over what is there: which files are as the backup has them, and how many are not.
 //!
 //! A file is kept when it has the size, the CRC-32C and no second name; anything else about it, and every doubt (it
-//! cannot be read, it is a link), means that it is written anew. Times decide nothing.
+//! cannot be read, it is a link, its CRC-32C tells nothing), means that it is written anew. Times decide nothing.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -70,7 +70,7 @@ pub(super) fn is_there(tree: &Tree, last: &mut LastParent, member: &IndexedMembe
     let Ok(found) = rustix::fs::fstat(&file) else { return false };
     let is_plain = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile && found.st_nlink == 1;
     let is_own = found.st_uid == rustix::process::geteuid().as_raw();
-    if !is_plain || !is_own || u64::try_from(found.st_size) != Ok(wanted.size) {
+    if tells_nothing(wanted.crc32c) || !is_plain || !is_own || u64::try_from(found.st_size) != Ok(wanted.size) {
         return false;
     }
     match checksum(&mut file) {
@@ -80,6 +80,15 @@ pub(super) fn is_there(tree: &Tree, last: &mut LastParent, member: &IndexedMembe
         }
         _ => false,
     }
+}
+
+/// A file that ends with the CRC-32C of what stands before has the same CRC-32C whatever that is: `pg_filenode.map`, which
+/// says where the catalogues are, ends so, before PostgreSQL 16 with four more bytes of zeros behind; and so do the states
+/// of prepared transactions and of replication origins.
+fn tells_nothing(crc32c: u32) -> bool {
+    let of_nothing = crc32c::crc32c(&[]);
+    let at_end = crc32c::crc32c(&of_nothing.to_le_bytes());
+    [at_end, crc32c::crc32c_append(at_end, &[0; 4])].contains(&crc32c)
 }
 
 /// Size and CRC-32C of what a file holds.
@@ -148,5 +157,20 @@ impl Sink for OnlyCounted<'_> {
 
     fn file(&self, _: &mut LastParent, _: &IndexedMember) -> Result<Option<Box<dyn Write + '_>>, ExtractError> {
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tells_nothing;
+
+    #[test]
+    fn a_file_that_ends_with_its_own_checksum_is_never_known_by_it() {
+        for content in [&b""[..], b"mapped", &[7; 504]] {
+            let own = crc32c::crc32c(content).to_le_bytes();
+            assert!(tells_nothing(crc32c::crc32c(&[content, &own].concat())));
+            assert!(tells_nothing(crc32c::crc32c(&[content, &own, &[0; 4]].concat())));
+            assert!(!tells_nothing(crc32c::crc32c(&[content, b"18\n"].concat())));
+        }
     }
 }

@@ -3,31 +3,27 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use pgark_postgres::{ManifestEditor, ManifestReplacement, TablespaceMap};
+use pgark_postgres::TablespaceMap;
 use rustix::fs::AtFlags;
 use tokio::runtime::Handle;
 
+use super::manifest_edit::{ManifestEdit, whole_label};
 use super::older::Reconstructed;
 use super::tree::{LastParent, Tree};
 use super::write_back::sync_file_systems;
 use super::{ExtractError, Extraction, io_failure};
-use crate::chain::{is_in_blocks, whole_path};
-use crate::copies::{List, StoredCopy};
-use crate::damage::{damaged, reading_failed};
 use crate::destination::{MARKER, PlacedTablespace};
-use crate::survey::{AUTO_CONF, BACKUP_LABEL, DigestReader, TABLESPACE_MAP};
+use crate::survey::{AUTO_CONF, BACKUP_LABEL, TABLESPACE_MAP};
 
 /// The name of `pg_control` until it is durable.
 pub(super) const NEW_CONTROL_FILE: &str = "pg_control.pgark";
 /// The group may read where it may read everything else.
 const OWN_MODE: u32 = 0o640;
-/// Far more than a line of a manifest has; a longer one comes in pieces.
-const LINE_LIMIT: u64 = 1 << 20;
 
 pub(super) fn finish(
     extraction: &Extraction,
@@ -109,73 +105,20 @@ fn write_file(tree: &Tree, last: &mut LastParent, path: &[u8], content: &[u8]) -
     file.write_all(content).map_err(|error| io_failure("write", tree.shown(path), error))
 }
 
-/// A server refuses the label of an incremental backup. Without the two lines it is that of a full one.
-fn whole_label(label: &[u8]) -> Vec<u8> {
-    let is_of_parent = |line: &&[u8]| line.starts_with(b"INCREMENTAL FROM ");
-    label.split_inclusive(|&byte| byte == b'\n').filter(|line| !is_of_parent(line)).collect::<Vec<_>>().concat()
-}
-
-/// Writes the server's manifest byte for byte, but for the files that are other ones here: their lines and the checksum of
-/// the whole change with them, so that `pg_verifybackup` checks what is there.
+/// Writes the manifest of what is there.
 fn write_manifest(
     extraction: &Extraction,
     tree: &Tree,
     last: &mut LastParent,
     runtime: &Handle,
-    mut edit: ManifestEdit<'_>,
+    edit: ManifestEdit<'_>,
 ) -> Result<(), ExtractError> {
-    let copies = extraction.copies.in_order();
-    let Some(StoredCopy { repository, backup, .. }) = copies.first() else { return Ok(()) };
-    let key = repository.manifest_key(backup);
-    let (mut input, digest) = DigestReader::new(extraction.copies.read(List::Manifest, runtime));
     let shown = tree.shown(b"backup_manifest");
     let mut output = io::BufWriter::new(tree.create_file(last, b"backup_manifest", OWN_MODE)?);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = (&mut input).take(LINE_LIMIT).read_until(b'\n', &mut line);
-        if read.map_err(|error| reading_failed(repository, &key, error))? == 0 {
-            break;
-        }
-        edit.apply(&mut line).map_err(|reason| damaged(repository, &key, reason))?;
-        output.write_all(&line).map_err(|error| io_failure("write", &shown, error))?;
-    }
-    output.flush().map_err(|error| io_failure("write", &shown, error))?;
-    Ok(digest.check(repository, &key, &backup.manifest)?)
-}
-
-/// What the manifest says of files that are other ones here.
-struct ManifestEdit<'m> {
-    /// Files that a restore writes itself.
-    own: &'m [(&'m [u8], &'m [u8])],
-    reconstructed: &'m Reconstructed,
-    editor: ManifestEditor,
-}
-
-impl<'m> ManifestEdit<'m> {
-    fn new(own: &'m [(&'m [u8], &'m [u8])], reconstructed: &'m Reconstructed) -> Self {
-        Self { own, reconstructed, editor: ManifestEditor::default() }
-    }
-
-    fn apply(&mut self, line: &mut Vec<u8>) -> Result<(), String> {
-        let replacement = ManifestEditor::path_of(line).map_or(Ok(None), |path| self.replacement(path))?;
-        self.editor.edit(line, replacement)
-    }
-
-    fn replacement(&self, path: &[u8]) -> Result<Option<ManifestReplacement>, String> {
-        let name = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
-        if let Some((path, content)) = self.own.iter().find(|(own, _)| *own == path) {
-            let (size, crc32c) = (content.len() as u64, crc32c::crc32c(content));
-            return Ok(Some(ManifestReplacement { path: name(path), size, crc32c }));
-        }
-        if !is_in_blocks(path) {
-            return Ok(None);
-        }
-        let whole = name(&whole_path(path));
-        let (size, crc32c) =
-            self.reconstructed.get(path).ok_or_else(|| format!("it lists {whole}, which was not restored"))?;
-        Ok(Some(ManifestReplacement { path: whole, size, crc32c }))
-    }
+    edit.rewrite(&extraction.copies, runtime, |line| {
+        output.write_all(line).map_err(|error| io_failure("write", &shown, error))
+    })?;
+    output.flush().map_err(|error| io_failure("write", &shown, error))
 }
 
 /// The entry of a root in the directory above it.
@@ -204,7 +147,3 @@ fn publish_control_file(extraction: &Extraction, tree: &Tree) -> Result<(), Extr
         .map_err(|error| io_failure("create", &shown, error))?;
     rustix::fs::fsync(&global).map_err(|error| io_failure("sync", &shown, error))
 }
-
-#[cfg(test)]
-#[path = "finish/tests.rs"]
-mod tests;

@@ -16,10 +16,10 @@ use crate::chain::{each_member, is_in_blocks, whole_path};
 
 /// Size and CRC-32C of the files that were put together, by the paths of their incremental files.
 #[derive(Debug, Default)]
-pub(super) struct Reconstructed(Mutex<HashMap<Vec<u8>, (u64, u32)>>);
+pub(crate) struct Reconstructed(Mutex<HashMap<Vec<u8>, (u64, u32)>>);
 
 impl Reconstructed {
-    pub(super) fn insert(&self, path: &[u8], size: u64, crc32c: u32) {
+    pub(crate) fn insert(&self, path: &[u8], size: u64, crc32c: u32) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_vec(), (size, crc32c));
     }
 

@@ -1,15 +1,14 @@
-//! One part: its frames are decompressed one by one, and what the tar archive in them holds is compared with the index
-//! member by member while the files are written. Of a part that is there in parts only, only the frames are read that
+//! One part: what the tar archive in its frames holds is compared with the index member by member while the files are
+//! written. Of a part that is there in parts only, only the frames are read that
 //! hold what is missing.
 
-use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pgark_repository::{
-    Backup, ClusterRepository, FRAME_BYTES, IndexedMember, IndexedPart, ObjectKey, OpenedObject, TarMember,
-};
+use pgark_repository::{Backup, ClusterRepository, IndexedMember, ObjectKey, TarMember};
 use tokio::runtime::Handle;
 
+use super::frame_reader::FrameReader;
 use super::parts::{Parts, Sink, Work};
 use super::tar_reader::TarReader;
 use super::tree::LastParent;
@@ -86,7 +85,7 @@ fn read_copy<S: Sink>(
         let name = String::from_utf8_lossy(&extra.path).into_owned();
         return Err(part.damaged(format!("it holds `{name}`, which the index does not list")));
     }
-    parts.sink.fetched(part.tar.input().fetched);
+    parts.sink.fetched(part.tar.input().fetched());
     Ok(())
 }
 
@@ -215,113 +214,4 @@ impl<'p, S: Sink> Part<'p, S> {
 
 fn is_in_the_way(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory)
-}
-
-/// The raw bytes of a part, a frame at a time in one buffer.
-struct FrameReader {
-    object: OpenedObject,
-    lengths: Vec<u32>,
-    raw_size: u64,
-    /// The frame that is read next, and where the object stands.
-    next: usize,
-    decompressor: zstd::bulk::Decompressor<'static>,
-    stored: Vec<u8>,
-    raw: Vec<u8>,
-    consumed: usize,
-    /// Stored bytes that were read.
-    fetched: u64,
-}
-
-impl FrameReader {
-    fn new(object: OpenedObject, part: &IndexedPart) -> io::Result<Self> {
-        Ok(Self {
-            object,
-            lengths: part.frames.clone(),
-            raw_size: part.raw_size,
-            next: 0,
-            decompressor: zstd::bulk::Decompressor::new()?,
-            stored: Vec::new(),
-            raw: Vec::with_capacity(FRAME_BYTES),
-            consumed: 0,
-            fetched: 0,
-        })
-    }
-
-    /// Goes to another place of the raw bytes; frames in between are not read.
-    fn skip_to(&mut self, position: u64) -> io::Result<()> {
-        let frame = usize::try_from(position / FRAME_BYTES as u64).map_err(io::Error::other)?;
-        if self.next != frame + 1 || self.raw.is_empty() {
-            let Some(before) = self.lengths.get(..frame) else {
-                return Err(invalid(format!("it has no byte {position}")));
-            };
-            if self.next != frame {
-                let offset = before.iter().map(|&length| u64::from(length)).sum();
-                self.object.seek(SeekFrom::Start(offset))?;
-                self.next = frame;
-            }
-            self.next_frame()?;
-        }
-        // Behind the end of the frame the next read fails.
-        self.consumed = usize::try_from(position % FRAME_BYTES as u64).map_err(io::Error::other)?.min(self.raw.len());
-        Ok(())
-    }
-
-    fn next_frame(&mut self) -> io::Result<()> {
-        self.raw.clear();
-        self.consumed = 0;
-        let raw_left = self.raw_size.saturating_sub(self.next as u64 * FRAME_BYTES as u64);
-        let Some(&length) = self.lengths.get(self.next) else {
-            if raw_left > 0 {
-                return Err(invalid(format!("its frames end {raw_left} bytes early")));
-            }
-            if self.object.read(&mut [0])? > 0 {
-                return Err(invalid("bytes follow its last frame".to_owned()));
-            }
-            return Ok(());
-        };
-        // Data that does not compress grows by a little.
-        if length as usize > FRAME_BYTES + FRAME_BYTES / 64 {
-            return Err(invalid(format!("a frame of {length} bytes is longer than any")));
-        }
-        self.stored.resize(length as usize, 0);
-        self.object.read_exact(&mut self.stored)?;
-        self.fetched += u64::from(length);
-        let expected = raw_left.min(FRAME_BYTES as u64);
-        let found = self
-            .decompressor
-            .decompress_to_buffer(&self.stored, &mut self.raw)
-            .map_err(|error| invalid(format!("a frame cannot be decompressed: {error}")))?;
-        if found as u64 != expected {
-            return Err(invalid(format!("a frame holds {found} bytes instead of {expected}")));
-        }
-        self.next += 1;
-        Ok(())
-    }
-}
-
-fn invalid(reason: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, reason)
-}
-
-impl BufRead for FrameReader {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.consumed == self.raw.len() {
-            self.next_frame()?;
-        }
-        Ok(&self.raw[self.consumed..])
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.consumed = (self.consumed + count).min(self.raw.len());
-    }
-}
-
-impl Read for FrameReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let count = available.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&available[..count]);
-        self.consume(count);
-        Ok(count)
-    }
 }

@@ -112,6 +112,8 @@ pub struct BackupJson {
     pub kind: BackupKind,
     /// The backup on which it builds.
     pub parent: Option<BackupId>,
+    /// The newest backup of the chain from which it was made.
+    pub consolidated_from: Option<BackupId>,
     pub postgresql_version: u32,
     pub timeline: TimelineId,
     pub start_lsn: Lsn,
@@ -209,6 +211,7 @@ impl From<&Backup> for BackupJson {
             id: backup.id.clone(),
             kind: backup.kind,
             parent: backup.parent.clone(),
+            consolidated_from: backup.consolidated.as_ref().map(|made| made.from.clone()),
             postgresql_version: backup.server.version_num,
             timeline: backup.timeline,
             start_lsn: backup.start_lsn,

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use pgark_command::TargetTime;
 use pgark_postgres::SystemIdentifier;
 use pgark_repository::{
     BackupKind, BackupList, OpenSegment, ServerFacts, StoredFile, Totals, WalInventory, WalPiece, WalRange,
+    WholeSegment,
 };
 use proptest::prelude::*;
 
 use super::*;
+use crate::moments::{gap_of, windows};
 use crate::target::TargetAction;
 
 const MIB: u64 = 1 << 20;
@@ -25,6 +28,10 @@ fn lsn(segment: u64, offset: u64) -> Lsn {
 
 fn segment(on: u32, number: u64) -> SegmentName {
     SegmentName::from_number(timeline(on), number, SegmentSize::DEFAULT)
+}
+
+fn whole(stored_size: u64) -> WholeSegment {
+    WholeSegment { stored_size, stored: Timestamp::UNIX_EPOCH }
 }
 
 /// An archive in the making. Times are hours of one day.
@@ -46,7 +53,7 @@ impl Archive {
     }
 
     fn wal(mut self, on: u32, numbers: std::ops::RangeInclusive<u64>) -> Self {
-        self.0.wal.segments.extend(numbers.map(|number| (segment(on, number), 1000)));
+        self.0.wal.segments.extend(numbers.map(|number| (segment(on, number), whole(1000))));
         self
     }
 
@@ -87,6 +94,7 @@ pub(crate) fn backup(hour: u32, on: u32, number: u64) -> Backup {
         id: id(hour),
         kind: BackupKind::Full,
         parent: None,
+        consolidated: None,
         cluster: "main".to_owned(),
         server: ServerFacts {
             system_identifier: SystemIdentifier::new(7),
@@ -406,8 +414,8 @@ proptest! {
         ).unwrap();
         let steps: Vec<PathStep> =
             history.path().into_iter().map(|(timeline, begin, _)| PathStep { timeline, begin }).collect();
-        let inventory: BTreeMap<SegmentName, u64> =
-            archived.iter().map(|(on, number)| (segment(*on, *number), 1)).collect();
+        let inventory: BTreeMap<SegmentName, WholeSegment> =
+            archived.iter().map(|(on, number)| (segment(*on, *number), whole(1))).collect();
         let wal = WalInventory { segments: inventory.clone(), ..WalInventory::default() };
         let found = contiguous(&wal, &steps, lsn(start, 0x28), SegmentSize::DEFAULT);
 
@@ -435,4 +443,17 @@ proptest! {
             prop_assert!(inventory.contains_key(&next) && next.number(SegmentSize::DEFAULT) > found.missing.number(SegmentSize::DEFAULT));
         }
     }
+}
+
+#[test]
+fn a37_a_timeline_that_was_left_far_behind_what_is_archived_of_it_has_a_gap() {
+    let gaps = |archive: &Archive| -> Vec<(u32, Option<SegmentName>)> {
+        let windows = windows(&archive.0);
+        windows.iter().map(|plans| (plans[0].timeline.get(), gap_of(&archive.0, &plans[0]))).collect()
+    };
+    let left_at = |switch| Archive::new().wal(1, 1..=5).history(2, &[(1, switch)]).backup(2, 1, 2);
+    let lost = left_at(lsn(9, MIB)).wal(2, 12..=13).backup(6, 2, 12);
+    assert_eq!(gaps(&lost), [(1, Some(segment(1, 6))), (2, None)]);
+    // What is left of the segment is in the first one of the next timeline.
+    assert_eq!(gaps(&left_at(lsn(6, MIB)).wal(2, 6..=9)), [(1, None), (2, None)]);
 }

@@ -148,7 +148,7 @@ impl Pump<'_> {
         let begun = self.tail.len().saturating_sub(text.len().saturating_sub(1));
         let before = &self.tail[begun..];
         let seen = [before, chunk].concat();
-        let start = seen.windows(text.len()).position(|window| window == text.as_bytes())?;
+        let start = memchr::memmem::find(&seen, text.as_bytes())?;
         Some(start + text.len() - before.len())
     }
 

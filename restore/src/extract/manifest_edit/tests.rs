@@ -4,6 +4,7 @@ use pgark_postgres::{ManifestChecksum, ManifestReader};
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::survey::{BACKUP_LABEL, TABLESPACE_MAP};
 
 /// A manifest with these files, its checksum right.
 fn manifest(files: &[(&str, &[u8])]) -> Vec<u8> {
