@@ -76,7 +76,7 @@ impl Prefetch {
             }
             (WalFileName::History(_), SERVERS_HISTORY) => {
                 // What cannot be removed is checked before it is used.
-                drop(fs::remove_dir_all(directory));
+                drop(remove(&directory));
                 None
             }
             _ => None,
@@ -255,6 +255,16 @@ impl Prefetch {
     fn is_locked(&self) -> bool {
         File::open(self.directory.join(LOCK)).is_ok_and(|lock| lock.try_lock_shared().is_err())
     }
+}
+
+/// Removes the directory under another name: a process that fetches ahead may be writing to it, and makes no files in a
+/// directory that it no longer finds.
+fn remove(directory: &Path) -> io::Result<()> {
+    let removed = directory.with_extension("removed");
+    // One that a call left behind when it was killed; where there is none, that is as well.
+    drop(fs::remove_dir_all(&removed));
+    fs::rename(directory, &removed)?;
+    fs::remove_dir_all(removed)
 }
 
 /// Takes the name of a segment that is ready apart.
