@@ -1,7 +1,8 @@
 //! The unprivileged user that servers run as. Under root that is `pgtest`, made when missing; otherwise it is the user
 //! who runs the tests.
 
-use std::fs;
+use std::env;
+use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, chown, lchown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -68,7 +69,13 @@ impl TestUser {
         if let Some(user) = Self::look_up() {
             return user;
         }
-        // Two test processes can get here at once: the loser's useradd fails, and the second look finds the user.
+        // Two test processes can get here at once, and two of useradd can make the user twice, with two ids.
+        let path = env::temp_dir().join("pgark-test-user.lock");
+        let lock = File::create(&path).and_then(|lock| lock.lock().map(|()| lock));
+        let _lock = lock.unwrap_or_else(|error| panic!("cannot lock {}: {error}", path.display()));
+        if let Some(user) = Self::look_up() {
+            return user;
+        }
         let output = Command::new("useradd")
             .args(["--system", "--user-group", "--home-dir", "/nonexistent", "--shell", "/bin/sh", NAME])
             .output();
