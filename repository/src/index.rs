@@ -64,6 +64,17 @@ pub struct WholeFile {
     pub crc32c: u32,
 }
 
+impl WholeFile {
+    /// One without content.
+    pub const EMPTY: Self = Self { size: 0, crc32c: 0 };
+
+    /// Takes what follows.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.size += bytes.len() as u64;
+        self.crc32c = crc32c::crc32c_append(self.crc32c, bytes);
+    }
+}
+
 /// CRC-32C as the manifest writes it.
 mod crc32c_digits {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};

@@ -76,6 +76,11 @@ impl Chain {
     pub(crate) fn is_empty(&self) -> bool {
         self.older.is_empty()
     }
+
+    /// All backups, the newest first.
+    pub(crate) fn members<'c>(&'c self, newest: &'c Copies) -> impl Iterator<Item = &'c Copies> {
+        std::iter::once(newest).chain(self.older.iter().rev())
+    }
 }
 
 impl Survey {

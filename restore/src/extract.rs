@@ -6,24 +6,24 @@
 //!        manifest → sync everything → remove the marker, sync → pg_control under a temporary name, sync, rename, sync
 //! ```
 //!
-//! Of a chain, the files that the newest backup has only in part come from the full one first, and then every other
-//! backup, the oldest first, writes its changed blocks into them ([`blocks`]). Nothing is kept besides, and each backup is
-//! read once.
+//! Of a chain, the files that the newest backup has only in part come first: each is put together from all backups while
+//! it is written ([`put_together`]). Nothing is kept besides.
 //!
 //! A server does not start without `global/pg_control`, so a restore that is killed at any point leaves a directory
 //! that no server accepts, and the marker in it tells the next restore why it is not empty. With `--delta` that one
 //! goes on: it is a restore over what is there.
 
-mod blocks;
 mod claim;
 mod delta;
 mod expected;
 mod finish;
 mod frame_reader;
+mod header_reader;
 mod manifest_edit;
-mod older;
+mod merging;
 mod part;
 mod parts;
+mod put_together;
 mod remove;
 mod sweep;
 mod tar_reader;
@@ -41,20 +41,19 @@ use pgark_repository::{Backup, IndexedMember, RepositoryError};
 use thiserror::Error;
 use tokio::runtime::Handle;
 
-use self::blocks::BlockWriter;
-pub(crate) use self::blocks::HeaderReader;
 pub use self::delta::DeltaFigures;
-use self::delta::{checksum, is_there};
+use self::delta::is_there;
 use self::finish::NEW_CONTROL_FILE;
 pub(crate) use self::frame_reader::FrameReader;
+pub(crate) use self::header_reader::HeaderReader;
 pub(crate) use self::manifest_edit::{ManifestEdit, whole_label};
-pub(crate) use self::older::Reconstructed;
 pub(crate) use self::parts::{Parts, Sink};
+pub(crate) use self::put_together::Reconstructed;
 pub use self::tar_reader::TarReader;
 pub(crate) use self::tree::LastParent;
-use self::tree::{Tree, set_mode};
+use self::tree::Tree;
 use self::write_back::{end_of_writing, write_back};
-use crate::chain::{Chain, blame, is_in_blocks, whole_path};
+use crate::chain::{Chain, is_in_blocks};
 use crate::copies::Copies;
 use crate::destination::{Destination, MARKER};
 use crate::survey::{AUTO_CONF, BACKUP_LABEL, CONTROL_FILE, Survey, TABLESPACE_MAP};
@@ -140,12 +139,13 @@ impl Extraction {
         reconstructed: &Reconstructed,
         runtime: &Handle,
     ) -> Result<(), ExtractError> {
-        let into_tree = IntoTree { extraction: self, tree, figures, reconstructed };
+        let into_tree = IntoTree { extraction: self, tree, figures };
         let parts = Parts { copies: &self.copies, jobs: self.jobs, progress: &self.progress, sink: &into_tree };
         let (end, ended) = end_of_writing();
         std::thread::scope(|scope| {
             let writing_back = scope.spawn(move || write_back(tree, &ended));
-            let result = self.restore_older(tree, figures, runtime).and_then(|()| parts.read(runtime));
+            let put_together = self.put_together(tree, figures, reconstructed, runtime);
+            let result = put_together.and_then(|()| parts.read(runtime));
             drop(end);
             result.and(writing_back.join().unwrap_or_else(thread_died))
         })
@@ -169,7 +169,6 @@ struct IntoTree<'t> {
     extraction: &'t Extraction,
     tree: &'t Tree,
     figures: &'t DeltaFigures,
-    reconstructed: &'t Reconstructed,
 }
 
 impl Sink for IntoTree<'_> {
@@ -184,9 +183,6 @@ impl Sink for IntoTree<'_> {
         if self.extraction.is_held_back(&member.path) {
             return Ok(None);
         }
-        if is_in_blocks(&member.path) {
-            return block_writer(self.tree, last, member);
-        }
         let file = match self.extraction.destination.is_occupied {
             true => self.tree.replace_file(last, &member.path, member.mode),
             false => self.tree.create_file(last, &member.path, member.mode),
@@ -194,41 +190,15 @@ impl Sink for IntoTree<'_> {
         Ok(Some(Box::new(file?)))
     }
 
-    fn written(&self, last: &mut LastParent, member: &IndexedMember) -> Result<(), ExtractError> {
-        if !is_in_blocks(&member.path) {
-            return Ok(());
-        }
-        let path = whole_path(&member.path);
-        let mut finished = || {
-            let mut file = self.tree.open_file(last, &path)?;
-            set_mode(&file, self.tree.file_mode(member.mode))?;
-            checksum(&mut file)
-        };
-        let (size, crc32c) = finished().map_err(|error| io_failure("read", self.tree.shown(&path), error))?;
-        if let Some(whole) = member.file.and_then(|file| file.whole)
-            && (whole.size, whole.crc32c) != (size, crc32c)
-        {
-            let name = String::from_utf8_lossy(&path).into_owned();
-            return Err(blame(
-                &self.extraction.copies,
-                format!("`{name}` is put together to something else than it was"),
-            ));
-        }
-        self.figures.compared(size, false);
-        self.reconstructed.insert(&member.path, size, crc32c);
-        Ok(())
-    }
-
     fn has(&self, last: &mut LastParent, member: &IndexedMember) -> Result<bool, ExtractError> {
+        if is_in_blocks(&member.path) {
+            return Ok(true);
+        }
         if !self.extraction.destination.is_occupied {
             return Ok(false);
         }
         // These come from the survey, which has checked them.
         let Some(file) = member.file.filter(|_| !self.extraction.is_held_back(&member.path)) else { return Ok(true) };
-        // The older backups have put what it builds on in its place.
-        if is_in_blocks(&member.path) {
-            return Ok(false);
-        }
         let is_kept = is_there(self.tree, last, member, true);
         self.figures.compared(file.size, is_kept);
         Ok(is_kept)
@@ -239,8 +209,7 @@ impl Sink for IntoTree<'_> {
     }
 
     fn discard(&self, last: &mut LastParent, member: &IndexedMember) -> Result<(), ExtractError> {
-        // Blocks are written once more over what is there.
-        match self.extraction.is_held_back(&member.path) || is_in_blocks(&member.path) {
+        match self.extraction.is_held_back(&member.path) {
             true => Ok(()),
             false => self.tree.remove_file(last, &member.path),
         }
@@ -249,18 +218,6 @@ impl Sink for IntoTree<'_> {
     fn shown(&self, path: &[u8]) -> PathBuf {
         self.tree.shown(path)
     }
-}
-
-/// Writes changed blocks into the file that the backups below have made.
-fn block_writer<'t>(
-    tree: &Tree,
-    last: &mut LastParent,
-    member: &IndexedMember,
-) -> Result<Option<Box<dyn Write + 't>>, ExtractError> {
-    let Some(indexed) = member.file else { return Ok(None) };
-    let path = whole_path(&member.path);
-    let file = tree.open_for_update(last, &path).map_err(|error| io_failure("open", tree.shown(&path), error))?;
-    Ok(Some(Box::new(BlockWriter::new(file, indexed.size, indexed.limit_block))))
 }
 
 fn thread_died(_: Box<dyn Any + Send>) -> Result<(), ExtractError> {

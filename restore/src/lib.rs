@@ -8,6 +8,7 @@ mod archive;
 mod base;
 mod catalogue;
 mod chain;
+mod chain_files;
 mod combine;
 mod copies;
 mod damage;

@@ -13,7 +13,7 @@ use rustix::fs::AtFlags;
 use tokio::runtime::Handle;
 
 use super::manifest_edit::{ManifestEdit, whole_label};
-use super::older::Reconstructed;
+use super::put_together::Reconstructed;
 use super::tree::{LastParent, Tree};
 use super::write_back::sync_file_systems;
 use super::{ExtractError, Extraction, io_failure};

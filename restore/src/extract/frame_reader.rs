@@ -52,8 +52,13 @@ impl FrameReader {
         Ok(())
     }
 
+    /// Gives back the memory of the frame as it is stored, where the next one will not follow soon.
+    pub(crate) fn release_stored(&mut self) {
+        self.stored = Vec::new();
+    }
+
     /// Stored bytes that were read.
-    pub(super) fn fetched(&self) -> u64 {
+    pub(crate) fn fetched(&self) -> u64 {
         self.fetched
     }
 

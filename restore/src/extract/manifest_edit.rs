@@ -7,7 +7,7 @@ use pgark_postgres::{ManifestEditor, ManifestReplacement};
 use tokio::runtime::Handle;
 
 use super::ExtractError;
-use super::older::Reconstructed;
+use super::put_together::Reconstructed;
 use crate::chain::{is_in_blocks, whole_path};
 use crate::copies::{Copies, List, StoredCopy};
 use crate::damage::{damaged, reading_failed};
@@ -73,10 +73,11 @@ impl<'m> ManifestEdit<'m> {
         if !is_in_blocks(path) {
             return Ok(None);
         }
-        let whole = name(&whole_path(path));
-        let (size, crc32c) =
-            self.reconstructed.get(path).ok_or_else(|| format!("it lists {whole}, which was not put together"))?;
-        Ok(Some(ManifestReplacement { path: whole, size, crc32c }))
+        let whole = whole_path(path);
+        let found = self.reconstructed.get(&whole);
+        let path = name(&whole);
+        let found = found.ok_or_else(|| format!("it lists {path}, which was not put together"))?;
+        Ok(Some(ManifestReplacement { path, size: found.size, crc32c: found.crc32c }))
     }
 }
 

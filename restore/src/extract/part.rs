@@ -194,13 +194,18 @@ impl<'p, S: Sink> Part<'p, S> {
                 }),
             }
         });
+        if let (Some(file), None, Ok(())) = (&mut file, &write_error, &copied) {
+            write_error = file.flush().err();
+        }
         match (write_error, copied) {
             // What the file holds is not what can be written.
             (Some(error), _) if error.kind() == io::ErrorKind::InvalidData => {
                 let name = String::from_utf8_lossy(&member.path);
                 Err(self.damaged(format!("`{name}` is no incremental file: {error}")))
             }
-            (Some(error), _) => Err(io_failure("write", self.parts.sink.shown(&member.path), error)),
+            (Some(error), _) => Err(error
+                .downcast::<ExtractError>()
+                .unwrap_or_else(|error| io_failure("write", self.parts.sink.shown(&member.path), error))),
             (None, Err(error)) => Err(reading_failed(self.repository, &self.key, error).into()),
             (None, Ok(())) => {
                 if let Some(pages) = pages {

@@ -156,13 +156,6 @@ impl Tree {
         self.create_file(last, path, mode)
     }
 
-    /// Opens a file that was created just now, to change it.
-    pub(super) fn open_for_update(&self, last: &mut LastParent, path: &[u8]) -> io::Result<File> {
-        let (above, name) = self.open_parent(last, path)?;
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        Ok(File::from(rustix::fs::openat(above, name, flags, Mode::empty())?))
-    }
-
     /// Opens a file for reading, whatever it is.
     pub(super) fn open_file(&self, last: &mut LastParent, path: &[u8]) -> io::Result<File> {
         let (above, name) = self.open_parent(last, path)?;

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use pgark_postgres::{ManifestChecksum, ManifestReader};
+use pgark_repository::WholeFile;
 use sha2::{Digest, Sha256};
 
 use super::*;
@@ -57,7 +58,7 @@ fn the_manifest_of_a_chain_names_whole_files() {
     let before =
         manifest(&[("backup_label", label), ("base/5/INCREMENTAL.1259", b"changes"), ("base/INCREMENTAL.1", b"")]);
     let reconstructed = Reconstructed::default();
-    reconstructed.insert(b"base/5/INCREMENTAL.1259", 5, crc32c::crc32c(b"whole"));
+    reconstructed.insert(b"base/5/1259", WholeFile { size: 5, crc32c: crc32c::crc32c(b"whole") });
     let label = whole_label(label);
     assert_eq!(label, b"START WAL LOCATION: 0/2000028\nEND\n");
     let after = edited(&before, ManifestEdit::new(&[(BACKUP_LABEL, &label)], &reconstructed));
