@@ -56,7 +56,7 @@ pub use fetch_wal::{FetchError, Fetched, fetch_wal, fetch_wal_for_standby, syste
 pub use included::read_included;
 pub use judge::judge;
 pub use list::{ListArguments, list};
-pub use plan::{PathStep, PlanError, PlanJson, PlannedSegment, Request, RestorePlan, StopPoint, plan};
+pub use plan::{BehindGap, PathStep, PlanError, PlanJson, PlannedSegment, Request, RestorePlan, StopPoint, plan};
 pub use reach::{ReachError, last_transaction, prove};
 pub use recovery_settings::{Archiving, RecoveryMode, RecoverySettings, RestoreCommand};
 pub use show::{ShowArguments, show};

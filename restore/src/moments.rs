@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use pgark_postgres::{Lsn, SegmentName, TimelineHistory, TimelineId, WalEvent};
+use pgark_postgres::{Lsn, SegmentName, TimelineId, WalEvent};
 use pgark_repository::{Backup, BackupId};
 use serde::Serialize;
 
@@ -65,21 +65,11 @@ pub(crate) async fn reachable(catalogue: &Catalogue, archive: &Archive) -> Vec<R
             last_transaction,
             to_lsn: first.reachable,
             unreadable,
-            gap_at: gap_of(catalogue, first),
+            gap_at: first.gap(),
         };
         found.push(Reachable { window, plan: first.clone() });
     }
     found
-}
-
-/// The segment that is missing where others follow it, or where a later timeline left this one further behind.
-pub(crate) fn gap_of(catalogue: &Catalogue, plan: &RestorePlan) -> Option<SegmentName> {
-    let RestorePlan { missing, segment_size, .. } = plan;
-    let left_behind_it = |history: &TimelineHistory| {
-        history.switch_point(missing.timeline).is_some_and(|switch| switch > missing.end(*segment_size))
-    };
-    let is_gap = plan.after_gap.is_some() || catalogue.histories.values().any(left_behind_it);
-    is_gap.then_some(*missing)
 }
 
 /// The plans of each window, that of the oldest backup first. Plans that end in the same place share one.

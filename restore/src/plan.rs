@@ -17,6 +17,7 @@ use pgark_postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId}
 use pgark_repository::{Backup, BackupId, RepositoryError, UnreadableBackup, WalInventory, WholeSegment};
 
 pub use error::PlanError;
+pub(crate) use error::what_is_missing;
 pub(crate) use report::BackupJson;
 pub use report::PlanJson;
 
@@ -51,9 +52,9 @@ pub struct RestorePlan {
     pub segments: Vec<PlannedSegment>,
     /// How many of them the target needs.
     pub needed: usize,
-    /// The first segment that is not there, and the next one behind it that is: then there is a gap.
+    /// The first segment that is not there, and what is known to lie behind it: then there is a gap.
     pub missing: SegmentName,
-    pub after_gap: Option<SegmentName>,
+    pub behind_gap: Option<BehindGap>,
     /// The position up to which WAL is there.
     pub reachable: Lsn,
     /// Where recovery will stop, once WAL has proven it.
@@ -80,6 +81,15 @@ pub struct PlannedSegment {
     pub stored_size: u64,
 }
 
+/// What shows that more was written than the archive has without a gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BehindGap {
+    /// The next segment that is archived; the missing one itself, where it lacks a piece.
+    Segment(SegmentName),
+    /// Where another timeline left that of the missing segment.
+    Switch(Lsn),
+}
+
 /// A record that WAL was searched for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StopPoint {
@@ -91,6 +101,11 @@ pub struct StopPoint {
 }
 
 impl RestorePlan {
+    /// The segment that is missing where more was written.
+    pub fn gap(&self) -> Option<SegmentName> {
+        self.behind_gap.map(|_| self.missing)
+    }
+
     /// The segments that the target needs.
     pub fn needed_segments(&self) -> &[PlannedSegment] {
         self.segments.get(..self.needed).unwrap_or(&self.segments)
@@ -291,9 +306,9 @@ fn lay_out(catalogue: &Catalogue, target: &Target, choice: &Choice<'_>) -> Resul
         path: used_steps(&steps, backup),
         segment_size,
         needed: found.segments.len(),
-        segments: found.segments,
         missing: found.missing,
-        after_gap: found.after_gap,
+        behind_gap: behind_gap(catalogue, &found, segment_size),
+        segments: found.segments,
         reachable: found.reachable,
         stop: None,
         last_transaction: None,
@@ -314,13 +329,13 @@ fn lay_out(catalogue: &Catalogue, target: &Target, choice: &Choice<'_>) -> Resul
                 lsn: *lsn,
                 reachable: plan.reachable,
                 missing: plan.missing,
-                after_gap: plan.after_gap,
+                behind_gap: plan.behind_gap,
             });
         }
         RecoveryTarget::Lsn(lsn) => plan.needed = plan.segments_before(lsn.saturating_add(1)),
         RecoveryTarget::EndOfArchive => {
-            if let Some(next) = plan.after_gap {
-                return Err(PlanError::Gap { missing: plan.missing, next, reachable: plan.reachable });
+            if let Some(behind) = plan.behind_gap {
+                return Err(PlanError::Gap { missing: plan.missing, behind, reachable: plan.reachable });
             }
         }
         RecoveryTarget::Time(_) | RecoveryTarget::Xid(_) | RecoveryTarget::Name(_) => {}
@@ -336,7 +351,8 @@ fn used_steps(steps: &[PathStep], backup: &Backup) -> Vec<PathStep> {
 struct Contiguous {
     segments: Vec<PlannedSegment>,
     missing: SegmentName,
-    after_gap: Option<SegmentName>,
+    /// The next segment that is there; the missing one itself, where it lacks a piece.
+    next: Option<SegmentName>,
     reachable: Lsn,
 }
 
@@ -379,9 +395,16 @@ fn contiguous(wal: &WalInventory, steps: &[PathStep], start: Lsn, size: SegmentS
         // A piece that is missing is a gap as well, with the rest of its own segment behind it.
         let holed = segments.last().map(|last| last.name).into_iter().chain([name]);
         let mut holed = holed.filter(|name| wal.open.get(name).is_some_and(|open| open.hole().is_some()));
-        let after_gap = later.min_by_key(|later| later.number(size)).copied().or(holed.next());
-        return Contiguous { segments, missing: name, after_gap, reachable };
+        let next = later.min_by_key(|later| later.number(size)).copied().or(holed.next());
+        return Contiguous { segments, missing: name, next, reachable };
     }
+}
+
+/// What shows that more was written: later segments, or a timeline that left this one further behind.
+fn behind_gap(catalogue: &Catalogue, found: &Contiguous, size: SegmentSize) -> Option<BehindGap> {
+    let left = catalogue.histories.values().filter_map(|history| history.switch_point(found.missing.timeline));
+    let left = left.filter(|switch| *switch > found.missing.end(size)).max();
+    found.next.map(BehindGap::Segment).or(left.map(BehindGap::Switch))
 }
 
 /// The name under which the server looks for a segment first, and where its timeline begins.

@@ -112,7 +112,7 @@ pub async fn prove(archive: &Archive, plan: &mut RestorePlan) -> Result<(), Reac
         RecoveryTarget::Time(time) => {
             let (last, stop) = search.time(time.unix_microseconds()).await?;
             let Some(stop) = stop else {
-                let gap = plan.after_gap.map(|_| plan.missing);
+                let gap = plan.gap();
                 return Err(ReachError::AfterLastTransaction {
                     target: time,
                     inclusive: plan.target.inclusive,
@@ -321,7 +321,7 @@ impl Search<'_> {
     }
 
     fn searched(&self) -> (Lsn, Lsn, Option<SegmentName>) {
-        (self.plan.backup.stop_lsn, self.plan.reachable, self.plan.after_gap.map(|_| self.plan.missing))
+        (self.plan.backup.stop_lsn, self.plan.reachable, self.plan.gap())
     }
 
     fn walker(&self, start: Lsn, segment: SegmentName) -> Result<RecordWalker, ReachError> {

@@ -6,6 +6,8 @@ use pgark_postgres::{Lsn, SegmentName, SegmentSizeError, TimelineId, WalFileName
 use pgark_repository::BackupId;
 use thiserror::Error;
 
+use super::BehindGap;
+
 /// The target cannot be reached, or there is no backup for it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PlanError {
@@ -53,14 +55,25 @@ pub enum PlanError {
     BackupLacksWal { id: BackupId, missing: SegmentName, stop_lsn: Lsn },
     #[error(
         "position {lsn} is {}; the latest reachable position is {reachable}: segment {missing} is not there",
-        if .after_gap.is_some() { "behind a gap in the archive" } else { "not in the archive" }
+        if .behind_gap.is_some() { "behind a gap in the archive" } else { "not in the archive" }
     )]
-    BeyondArchive { lsn: Lsn, reachable: Lsn, missing: SegmentName, after_gap: Option<SegmentName> },
+    BeyondArchive { lsn: Lsn, reachable: Lsn, missing: SegmentName, behind_gap: Option<BehindGap> },
     #[error(
         "the archive has a gap: segment {missing} {}; the latest reachable position is {reachable}",
-        if missing == next { "lacks a piece".to_owned() } else { format!("is missing, but {next} is there") }
+        what_is_missing(*.missing, *.behind)
     )]
-    Gap { missing: SegmentName, next: SegmentName, reachable: Lsn },
+    Gap { missing: SegmentName, behind: BehindGap, reachable: Lsn },
+}
+
+/// How a segment is known to be missing; words that follow its name.
+pub(crate) fn what_is_missing(missing: SegmentName, behind: BehindGap) -> String {
+    match behind {
+        BehindGap::Segment(next) if next == missing => "lacks a piece".to_owned(),
+        BehindGap::Segment(next) => format!("is missing, but {next} is there"),
+        BehindGap::Switch(switch) => {
+            format!("is missing, but timeline {} was left by another only at {switch}", missing.timeline)
+        }
+    }
 }
 
 fn left_at(left: Option<Lsn>, timeline: TimelineId, backup_timeline: TimelineId) -> String {
@@ -109,7 +122,7 @@ impl PlanError {
                 "choose another backup with --backup, or bring the segment into the archive with pgark-archive-command"
                     .to_owned()
             }
-            Self::BeyondArchive { after_gap: None, .. } => {
+            Self::BeyondArchive { behind_gap: None, .. } => {
                 "if the server still runs, SELECT pg_switch_wal() sends its last segment to the archive; without a \
                  target, recovery goes to the end of the archive"
                     .to_owned()

@@ -8,7 +8,7 @@ use pgark_postgres::{Lsn, SegmentName, SystemIdentifier, TimelineId};
 use pgark_repository::{Backup, BackupId, BackupKind};
 use serde::Serialize;
 
-use super::{RestorePlan, StopPoint};
+use super::{BehindGap, RestorePlan, StopPoint, what_is_missing};
 use crate::target::RecoveryTarget;
 
 impl fmt::Display for RestorePlan {
@@ -66,8 +66,8 @@ impl fmt::Display for RestorePlan {
             write!(f, "; the last transaction ended {}", describe(last))?;
         }
         writeln!(f)?;
-        if let Some(next) = self.after_gap {
-            writeln!(f, "gap         segment {} is missing, {next} is there", self.missing)?;
+        if let Some(behind) = self.behind_gap {
+            writeln!(f, "gap         segment {} {}", self.missing, what_is_missing(self.missing, behind))?;
         }
         for note in &self.notes {
             writeln!(f, "note        {}", printable(note))?;
@@ -155,7 +155,10 @@ pub struct WalJson {
 #[derive(Clone, Debug, Serialize)]
 pub struct GapJson {
     pub missing: SegmentName,
-    pub next: SegmentName,
+    /// The next segment that is archived.
+    pub next: Option<SegmentName>,
+    /// Where another timeline left that of the missing segment.
+    pub left_at_lsn: Option<Lsn>,
 }
 
 /// A record in JSON.
@@ -164,6 +167,16 @@ pub struct PointJson {
     pub lsn: Lsn,
     pub time: Option<Timestamp>,
     pub segment: SegmentName,
+}
+
+impl GapJson {
+    fn new(missing: SegmentName, behind: BehindGap) -> Self {
+        let (next, left_at_lsn) = match behind {
+            BehindGap::Segment(next) => (Some(next), None),
+            BehindGap::Switch(switch) => (None, Some(switch)),
+        };
+        Self { missing, next, left_at_lsn }
+    }
 }
 
 impl From<&RestorePlan> for PlanJson {
@@ -197,7 +210,7 @@ impl From<&RestorePlan> for PlanJson {
                 .collect(),
             wal: WalJson::of(plan),
             reachable_lsn: plan.reachable,
-            gap: plan.after_gap.map(|next| GapJson { missing: plan.missing, next }),
+            gap: plan.behind_gap.map(|behind| GapJson::new(plan.missing, behind)),
             stop: plan.stop.as_ref().map(PointJson::from),
             last_transaction: plan.last_transaction.as_ref().map(PointJson::from),
             notes: plan.notes.clone(),

@@ -12,7 +12,7 @@ use pgark_repository::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::moments::{gap_of, windows};
+use crate::moments::windows;
 use crate::target::TargetAction;
 
 const MIB: u64 = 1 << 20;
@@ -201,7 +201,7 @@ fn d18_a_target_before_the_end_of_the_backup_is_refused() {
 fn d19_a_position_that_is_not_in_the_archive_is_refused() {
     let refused = simple().plan(position(lsn(10, 0))).unwrap_err();
     let expected =
-        PlanError::BeyondArchive { lsn: lsn(10, 0), reachable: lsn(10, 0), missing: segment(1, 10), after_gap: None };
+        PlanError::BeyondArchive { lsn: lsn(10, 0), reachable: lsn(10, 0), missing: segment(1, 10), behind_gap: None };
     assert_eq!(refused, expected);
     assert!(simple().plan(position(lsn(9, SIZE - 1))).is_ok());
 }
@@ -210,15 +210,16 @@ fn d19_a_position_that_is_not_in_the_archive_is_refused() {
 fn d10_gaps_are_named() {
     let archive = Archive::new().wal(1, 1..=5).wal(1, 7..=9).backup(2, 1, 2);
     let refused = archive.plan(end()).unwrap_err();
-    let gap = PlanError::Gap { missing: segment(1, 6), next: segment(1, 7), reachable: lsn(6, 0) };
+    let next = BehindGap::Segment(segment(1, 7));
+    let gap = PlanError::Gap { missing: segment(1, 6), behind: next, reachable: lsn(6, 0) };
     assert_eq!(refused, gap);
     assert!(refused.to_string().contains("000000010000000000000006 is missing"));
     let behind = archive.plan(position(lsn(8, 0))).unwrap_err();
-    assert!(matches!(behind, PlanError::BeyondArchive { after_gap: Some(next), .. } if next == segment(1, 7)));
+    assert!(matches!(behind, PlanError::BeyondArchive { behind_gap: Some(found), .. } if found == next));
     // Before the gap everything can be reached, and a time may lie there.
     assert_eq!(summary(&archive.plan(position(lsn(5, 77))).unwrap()).2, segment(1, 5));
     let timed = archive.plan(at("05:00")).unwrap();
-    assert_eq!((timed.needed_segments().len(), timed.after_gap), (4, Some(segment(1, 7))));
+    assert_eq!((timed.needed_segments().len(), timed.behind_gap), (4, Some(next)));
     // A newer backup makes the gap harmless.
     assert_eq!(archive.backup(6, 1, 8).plan(end()).unwrap().backup.id, id(6));
 }
@@ -378,7 +379,8 @@ fn pieces_count_up_to_their_first_hole() {
         let refused = archive.plan(end()).err();
         (found.segments.len(), found.reachable, refused)
     };
-    let gap = |reachable| Some(PlanError::Gap { missing: segment(1, 5), next: segment(1, 5), reachable });
+    let behind = BehindGap::Segment(segment(1, 5));
+    let gap = |reachable| Some(PlanError::Gap { missing: segment(1, 5), behind, reachable });
     assert_eq!(reachable(&[(0, 500), (500, 900), (300, 700)]), (4, lsn(5, 900), None));
     assert_eq!(reachable(&[(0, 500), (501, 900)]), (4, lsn(5, 500), gap(lsn(5, 500))));
     assert_eq!(reachable(&[(1, 500)]), (3, lsn(5, 0), gap(lsn(5, 0))));
@@ -439,7 +441,7 @@ proptest! {
         prop_assert!(found.segments.iter().all(|segment| inventory.contains_key(&segment.name)));
         prop_assert!(!inventory.contains_key(&found.missing));
         prop_assert!(found.reachable >= found.missing.start(SegmentSize::DEFAULT));
-        if let Some(next) = found.after_gap {
+        if let Some(next) = found.next {
             prop_assert!(inventory.contains_key(&next) && next.number(SegmentSize::DEFAULT) > found.missing.number(SegmentSize::DEFAULT));
         }
     }
@@ -449,11 +451,16 @@ proptest! {
 fn a37_a_timeline_that_was_left_far_behind_what_is_archived_of_it_has_a_gap() {
     let gaps = |archive: &Archive| -> Vec<(u32, Option<SegmentName>)> {
         let windows = windows(&archive.0);
-        windows.iter().map(|plans| (plans[0].timeline.get(), gap_of(&archive.0, &plans[0]))).collect()
+        windows.iter().map(|plans| (plans[0].timeline.get(), plans[0].gap())).collect()
     };
     let left_at = |switch| Archive::new().wal(1, 1..=5).history(2, &[(1, switch)]).backup(2, 1, 2);
     let lost = left_at(lsn(9, MIB)).wal(2, 12..=13).backup(6, 2, 12);
     assert_eq!(gaps(&lost), [(1, Some(segment(1, 6))), (2, None)]);
+    // So the end of its archive is not the end of what was written on it.
+    let refused = lost.plan(Target { timeline: TargetTimeline::Number(timeline(1)), ..end() }).unwrap_err();
+    let behind = BehindGap::Switch(lsn(9, MIB));
+    assert_eq!(refused, PlanError::Gap { missing: segment(1, 6), behind, reachable: lsn(6, 0) });
+    assert!(refused.to_string().contains("only at 0/9100000"), "{refused}");
     // What is left of the segment is in the first one of the next timeline.
     assert_eq!(gaps(&left_at(lsn(6, MIB)).wal(2, 6..=9)), [(1, None), (2, None)]);
 }

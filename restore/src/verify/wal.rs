@@ -12,7 +12,7 @@ use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::fetch_wal::check_segment;
 use crate::moments::{plan_without_target, windows};
-use crate::plan::{PlanError, PlannedSegment, RestorePlan};
+use crate::plan::{PlanError, PlannedSegment, RestorePlan, what_is_missing};
 use crate::reach::{ReachError, fetch_segment};
 
 /// How many segments are fetched while one is looked at; each of them is in memory as a whole.
@@ -97,9 +97,10 @@ pub(super) fn verify_lists(
         if let Some((segment, (from, to))) = holes.next() {
             let name = format!("{segment}.partial/{from:08X}-…");
             findings.add(wal_fault(plan, segment, name, format!("its bytes {from} to {to} are missing"), true));
-        } else if let Some(next) = plan.after_gap.filter(|_| !is_left_by_expiry(plan, catalogue)) {
+        } else if let Some(behind) = plan.behind_gap.filter(|_| !is_left_by_expiry(plan, catalogue)) {
             let name = WalFileName::Segment(plan.missing).to_string();
-            findings.add(wal_fault(plan, plan.missing, name, format!("it is missing, and {next} is there"), true));
+            let reason = format!("it {}", what_is_missing(plan.missing, behind));
+            findings.add(wal_fault(plan, plan.missing, name, reason, true));
         }
     }
     let served = |backup: &&&Backup| ways.served.contains(&backup.id.to_string());
