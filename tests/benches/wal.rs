@@ -1,12 +1,14 @@
 //! WAL both ways: 64 segments that wait are archived, and 64 segments are replayed, beside other tools.
 //!
-//! `make bench-wal` runs it; `ROUNDS` is how often. Ratios within one run are all that counts. "30 ms" is an S3 server
+//! `make bench-wal` runs it; `ROUNDS` is how often, and `PGBACKREST` another program than the one on the path. Ratios within one run are all that counts. "30 ms" is an S3 server
 //! behind a proxy that lets every request wait so long. Both work on the processors of what is measured, so their share is
 //! told, and beside it stands what they take for the objects alone.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 mod measure;
+#[allow(dead_code, reason = "backups are measured by other benchmarks")]
+mod pgbackrest;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,7 @@ use harness::{Action, Fault, FaultProxy, PostgresServer, S3Server, TempDir, Test
 use measure::{Measurement, Table, measure, own_cpu};
 use object_store::ObjectStoreExt;
 use object_store::aws::AmazonS3Builder;
+use pgbackrest::PgBackRest;
 
 const SEGMENTS: usize = 64;
 const DELAY: Duration = Duration::from_millis(30);
@@ -44,7 +47,7 @@ struct Bench {
     segments: Vec<String>,
     s3: S3Server,
     proxy: FaultProxy,
-    has_pgbackrest: bool,
+    peer: Option<PgBackRest>,
 }
 
 impl Bench {
@@ -86,11 +89,11 @@ impl Bench {
         let programs = std::env::var_os("PGARK_BENCH_PROGRAMS")
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"), PathBuf::from);
         let programs = programs.canonicalize().expect("the release programs are built by make bench-wal");
-        let has_pgbackrest = Command::new("pgbackrest").arg("version").output().is_ok_and(|out| out.status.success());
+        let peer = PgBackRest::find((2, 0));
         let s3 = S3Server::start();
         let proxy = FaultProxy::to_port(s3.port());
         proxy.add(Fault::always(Trigger::RequestWith(" HTTP/1.1\r\n".to_owned()), Action::Delay(DELAY)));
-        Self { server, dir, programs, backup, segments, s3, proxy, has_pgbackrest }
+        Self { server, dir, programs, backup, segments, s3, proxy, peer }
     }
 
     /// An empty local repository.
@@ -169,9 +172,9 @@ impl Bench {
                 table.add(variant, self.ask_for_each(self.waiting(), &command, &bucket));
                 shares();
             }
-            if self.has_pgbackrest {
+            if let Some(peer) = &self.peer {
                 let out = self.fresh("pgbackrest");
-                let command = self.pgbackrest(&out);
+                let command = self.command_of_peer(peer, &out);
                 table.add("pgBackRest, local, two processes", self.ask_for_each(self.waiting(), &command, &out));
             }
         }
@@ -215,21 +218,16 @@ impl Bench {
         shares();
     }
 
-    fn pgbackrest(&self, repository: &Path) -> String {
+    /// Asynchronous, with two processes; as the shell takes it.
+    fn command_of_peer(&self, peer: &PgBackRest, repository: &Path) -> String {
         let spool = self.fresh("spool");
-        let common = format!(
-            "pgbackrest --stanza=bench --config=/dev/null --log-level-file=off --log-level-console=warn \
-             --pg1-path={} --repo1-path={} --lock-path={}",
-            self.server.data_dir().display(),
-            repository.display(),
-            self.dir.join("lock").display()
-        );
-        let create = format!("{common} --no-online stanza-create");
-        succeed(TestUser::get().run(Command::new("sh").arg("-c").arg(create)));
-        format!(
-            "{common} --archive-async --spool-path={} --process-max=2 --compress-type=zst --compress-level=1 archive-push",
-            spool.display()
-        )
+        let command = |name| peer.command(repository, self.server.data_dir(), name);
+        succeed(TestUser::get().run(command("stanza-create").arg("--no-online")));
+        let mut push = command("archive-push");
+        push.args(["--archive-async", "--process-max=2", "--compress-type=zst", "--compress-level=1"]);
+        push.arg(format!("--spool-path={}", spool.display()));
+        let words = std::iter::once(push.get_program()).chain(push.get_args());
+        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
     /// Replays all WAL in a copy of the backup; what counts is the server's own time for it.
