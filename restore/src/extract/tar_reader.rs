@@ -11,6 +11,9 @@ use std::io::{self, BufRead};
 
 use pgark_repository::{TAR_BLOCK, TarMember, tar_padding};
 
+/// What is handed on at once: little enough to stay in the processor's cache while it is checked and written.
+const PIECE_BYTES: usize = 128 << 10;
+
 /// Reads members one after the other.
 pub struct TarReader<R> {
     input: R,
@@ -64,7 +67,7 @@ impl<R: BufRead> TarReader<R> {
             if available.is_empty() {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive is cut short"));
             }
-            let count = available.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let count = available.len().min(usize::try_from(left).unwrap_or(usize::MAX)).min(PIECE_BYTES);
             take(&available[..count])?;
             self.input.consume(count);
             self.position += count as u64;
