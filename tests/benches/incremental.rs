@@ -2,6 +2,9 @@
 //! everything on the host of the database: a hundredth of the pages changed, nothing changed, and the restore of a chain
 //! of seven, and its consolidation, beside the restore of a full backup.
 //!
+//! While a tool takes a backup, the server archives with that tool, and both wait until the WAL of the backup is there.
+//! This belongs to what is measured.
+//!
 //! `make bench-incremental` runs it. `SCALE` is pgbench's scale (200 gives a cluster of about 3 GB), `ROUNDS` how often
 //! each restore runs. `MAJORS` names other versions, like `18`; `PGBACKREST` another program than the one on the path.
 
@@ -13,10 +16,11 @@ mod release_programs;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use harness::{PostgresServer, bash, from_environment};
+use harness::{PostgresServer, bash, from_environment, wait_until};
 use measure::{Measurement, Table, measure};
-use pgbackrest::PgBackRest;
+use pgbackrest::{PgBackRest, shell_command};
 use release_programs::ReleasePrograms;
 
 /// Incremental backups on the full one.
@@ -52,6 +56,7 @@ impl Bench {
         println!("\n## PostgreSQL {major}: building a cluster of pgbench scale {scale}");
         let server = PostgresServer::builder().major(major).data_checksums(true).setting("autovacuum", "off");
         let server = if major < 17 { server } else { server.setting("summarize_wal", "on") };
+        let server = server.setting("archive_mode", "on").setting("archive_command", "true");
         let server = server.setting("max_wal_size", "16GB").start();
         server.init_pgbench(scale);
         server.psql("CHECKPOINT");
@@ -111,14 +116,30 @@ impl Bench {
     }
 
     fn backup(&self, kind: &str) -> Measurement {
+        self.archive_with(&self.programs.command("pgark-archive-command", &[]));
         let mut command = self.programs.command("pgark-agent", &["backup", kind]);
         self.measure(&mut command, &self.programs.dir().join("repository"))
     }
 
     fn backup_of_peer(&self, kind: &str) -> Measurement {
         let peer = self.peer.as_ref().expect("asked for only if it is there");
+        self.archive_with(&peer.program.command(&peer.repository, self.server.data_dir(), "archive-push"));
         let mut command = peer.program.backup(&peer.repository, &self.server, kind, LEVEL);
         self.measure(command.arg("--repo1-block"), &peer.repository)
+    }
+
+    /// What is finished goes to nobody, so that nothing but the WAL of the next backup is archived with the command.
+    fn archive_with(&self, command: &Command) {
+        let archive_with = |command: &str| {
+            self.server.psql(&format!("ALTER SYSTEM SET archive_command = '{command}'"));
+            self.server.psql("SELECT pg_reload_conf()");
+        };
+        self.server.psql("SELECT pg_switch_wal()");
+        wait_until("all WAL to be archived", Duration::from_secs(60), || {
+            let waiting = self.server.psql("SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'");
+            (waiting.trim() == "0").then_some(())
+        });
+        archive_with(&format!("{} %p", shell_command(command)));
     }
 
     /// What is stored is what the repository has more.

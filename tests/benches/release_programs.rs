@@ -20,7 +20,7 @@ impl ReleasePrograms {
         let programs = programs.canonicalize().unwrap_or_else(|error| panic!("make {name} builds them: {error}"));
         let config = format!(
             "state_dir = '{}'\n[cluster]\nname = 'bench'\nconnection = '{}'\n[[repository]]\nname = 'local'\n\
-             url = 'file://{}'\n[backup]\narchive_wait = '0s'\n{settings}",
+             url = 'file://{}'\n[backup]\n{settings}",
             dir.create_dir("state").display(),
             server.connection_string().replace('\'', "\""),
             dir.create_dir("repository").display(),

@@ -49,7 +49,7 @@ impl Bench {
             if checksums { "with" } else { "without" }
         );
         server.init_pgbench(scale);
-        let bench = Self(ReleasePrograms::new("bench-verify", &server, ""));
+        let bench = Self(ReleasePrograms::new("bench-verify", &server, "archive_wait = '0s'\n"));
         let backup = bench.0.command("pgark-agent", &["backup"]).status().expect("pgark-agent starts");
         assert!(backup.success(), "the backup failed");
         bench

@@ -20,7 +20,7 @@ use harness::{Action, Fault, FaultProxy, PostgresServer, S3Server, TempDir, Test
 use measure::{Measurement, Table, measure, own_cpu};
 use object_store::ObjectStoreExt;
 use object_store::aws::AmazonS3Builder;
-use pgbackrest::PgBackRest;
+use pgbackrest::{PgBackRest, shell_command};
 
 const SEGMENTS: usize = 64;
 const DELAY: Duration = Duration::from_millis(30);
@@ -226,8 +226,7 @@ impl Bench {
         let mut push = command("archive-push");
         push.args(["--archive-async", "--process-max=2", "--compress-type=zst", "--compress-level=1"]);
         push.arg(format!("--spool-path={}", spool.display()));
-        let words = std::iter::once(push.get_program()).chain(push.get_args());
-        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        shell_command(&push)
     }
 
     /// Replays all WAL in a copy of the backup; what counts is the server's own time for it.

@@ -131,6 +131,7 @@ impl Bench {
                 let out = self.fresh("out-pgbackrest");
                 pgbackrest.create(&out, &self.server);
                 let mut backup = pgbackrest.backup(&out, &self.server, "full", LEVEL);
+                backup.arg("--no-archive-check");
                 table.add("pgbackrest bundle, 2 processes", measure(&mut backup, server, &out));
             }
         }

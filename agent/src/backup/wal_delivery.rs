@@ -10,7 +10,9 @@ use pgark_repository::{ClusterRepository, RepositoryError};
 use crate::replication::{ConnectionOptions, ReplicationConnection, ReplicationError, SlotKind};
 use crate::wal_source::{deliver_histories, fetch_segment, missing_in, store};
 
-/// How often the repositories are asked while the archive is waited for.
+/// How long it takes until the repositories are asked again while the archive is waited for: most servers have archived
+/// the last segment at once, and the others take long.
+const FIRST_POLL: Duration = Duration::from_millis(50);
 const POLL: Duration = Duration::from_millis(500);
 /// Idle connections are ended by `idle_session_timeout`; a question now and then is enough.
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -77,6 +79,7 @@ impl WalHold {
     ) -> anyhow::Result<()> {
         let started = Instant::now();
         let mut rest: Vec<SegmentName> = segments.to_vec();
+        let mut pause = FIRST_POLL;
         loop {
             let mut missing = Vec::new();
             for segment in rest {
@@ -96,7 +99,8 @@ impl WalHold {
                 }
                 break;
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(POLL);
         }
         for segment in rest {
             let content =
