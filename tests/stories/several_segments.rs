@@ -58,7 +58,8 @@ fn rows(server: &PostgresServer) -> String {
 
 fn relations_of_several_segments(major: u32, steps: usize) {
     let mut cluster = start(major);
-    cluster.server().psql("CREATE TABLE t (id int, v text STORAGE PLAIN)");
+    cluster.server().psql("CREATE TABLE t (id int, v text)");
+    cluster.server().psql("ALTER TABLE t ALTER COLUMN v SET STORAGE PLAIN");
     insert(cluster.server(), 400);
     lengthen(&mut cluster);
     insert(cluster.server(), 2000);
