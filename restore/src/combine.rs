@@ -2,11 +2,10 @@
 //! which it has only changed blocks put together from all.
 
 use std::borrow::Cow;
-use std::iter;
 use std::ops::Range;
 
 use pgark_postgres::{BlockRun, BlockSource, RelationFile};
-use pgark_repository::{IndexLine, IndexedFile, IndexedMember, PathSet, TarMember, WholeFile};
+use pgark_repository::{IndexLine, IndexedFile, IndexedMember, TarMember, WholeFile};
 use tokio::runtime::Handle;
 
 use crate::chain::{Chain, each_line, whole_path};
@@ -18,10 +17,8 @@ use crate::survey::{BACKUP_LABEL, Survey};
 /// A chain that has been proven.
 #[derive(Debug)]
 pub struct CombinedBackup {
-    /// The newest first, the full one last.
-    members: Vec<Copies>,
-    /// The files that the newest has only in part, under the names that they have when whole.
-    in_blocks: PathSet,
+    newest: Copies,
+    chain: Chain,
     label: Vec<u8>,
 }
 
@@ -42,9 +39,7 @@ impl CombinedBackup {
     /// The backup that `newest` and the chain below it stand for. `survey` is that of the newest.
     #[must_use]
     pub fn new(newest: Copies, chain: Chain, survey: &Survey) -> Self {
-        let Chain { older, in_blocks, .. } = chain;
-        let members = iter::once(newest).chain(older.into_iter().rev()).collect();
-        Self { members, in_blocks, label: whole_label(&survey.label_bytes) }
+        Self { newest, chain, label: whole_label(&survey.label_bytes) }
     }
 
     /// Reads all files. For blocking threads.
@@ -56,11 +51,10 @@ impl CombinedBackup {
         runtime: &Handle,
         output: &mut dyn FnMut(CombinedPiece) -> Result<(), ExtractError>,
     ) -> Result<CombinedFiles, ExtractError> {
-        let Some(newest) = self.members.first() else { return Ok(CombinedFiles::default()) };
-        let chain = ChainFiles::find(&self.members, &self.in_blocks, runtime)?;
+        let chain = ChainFiles::find(self.chain.members(&self.newest), &self.chain.in_blocks, runtime)?;
         let (reader, files) = (chain.reader(), CombinedFiles::default());
         let mut combining = Combining { label: &self.label, chain: &chain, reader, output, files };
-        each_line(newest, runtime, |line| match line {
+        each_line(&self.newest, runtime, |line| match line {
             IndexLine::Member(member) => combining.member(&member),
             IndexLine::Part(_) => Ok(()),
         })?;
@@ -77,8 +71,7 @@ impl CombinedBackup {
         runtime: &Handle,
         output: impl FnMut(&[u8]) -> Result<(), ExtractError>,
     ) -> Result<(), ExtractError> {
-        let Some(newest) = self.members.first() else { return Ok(()) };
-        ManifestEdit::new(&[(BACKUP_LABEL, &self.label)], &files.0).rewrite(newest, runtime, output)
+        ManifestEdit::new(&[(BACKUP_LABEL, &self.label)], &files.0).rewrite(&self.newest, runtime, output)
     }
 }
 

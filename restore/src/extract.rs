@@ -31,6 +31,7 @@ mod tree;
 mod write_back;
 
 use std::any::Any;
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -151,6 +152,14 @@ impl Extraction {
         })
     }
 
+    /// Opens a file to be written anew.
+    fn new_file(&self, tree: &Tree, last: &mut LastParent, path: &[u8], mode: u32) -> Result<File, ExtractError> {
+        match self.destination.is_occupied {
+            true => tree.replace_file(last, path, mode),
+            false => tree.create_file(last, path, mode),
+        }
+    }
+
     /// Files that are checked like all others, but written at the end, in another form, or not at all.
     fn is_held_back(&self, path: &[u8]) -> bool {
         let is_moved = self.destination.tablespaces.iter().any(|tablespace| tablespace.is_moved);
@@ -183,11 +192,7 @@ impl Sink for IntoTree<'_> {
         if self.extraction.is_held_back(&member.path) {
             return Ok(None);
         }
-        let file = match self.extraction.destination.is_occupied {
-            true => self.tree.replace_file(last, &member.path, member.mode),
-            false => self.tree.create_file(last, &member.path, member.mode),
-        };
-        Ok(Some(Box::new(file?)))
+        Ok(Some(Box::new(self.extraction.new_file(self.tree, last, &member.path, member.mode)?)))
     }
 
     fn has(&self, last: &mut LastParent, member: &IndexedMember) -> Result<bool, ExtractError> {

@@ -104,17 +104,14 @@ impl Sink for WholeFiles<'_> {
         }
         let mut reader = self.take_reader();
         let planned = reader.plan(&member.path)?;
-        let file = match self.extraction.destination.is_occupied {
-            true => self.tree.replace_file(last, &member.path, planned.mode()),
-            false => self.tree.create_file(last, &member.path, planned.mode()),
-        };
+        let file = self.extraction.new_file(self.tree, last, &member.path, planned.mode())?;
         let merging = Merging::new(&planned.plan, planned.base());
         Ok(Some(Box::new(PutTogether {
             sink: self,
             reader: Some(reader),
             planned,
             merging,
-            file: file?,
+            file,
             found: WholeFile::EMPTY,
         })))
     }
