@@ -450,12 +450,18 @@ async fn claim(targets: &BackupTargets, origin: &Origin, host: String, written_b
             return Ok(id);
         }
         if origin.id(taken + 1, time) == id {
-            tokio::time::sleep(Duration::from_millis(1_050)).await;
+            tokio::time::sleep(until_next_second(time)).await;
         }
     }
     Err(RepositoryError::Input(
         "ten backup ids in a row were taken by others; is another backup being started in a loop?".to_owned(),
     ))
+}
+
+/// How long a second lasts still, and a moment more.
+fn until_next_second(time: Timestamp) -> Duration {
+    let nanoseconds = time.subsec_nanosecond().rem_euclid(1_000_000_000).unsigned_abs();
+    Duration::from_millis(1_005) - Duration::from_nanos(u64::from(nanoseconds))
 }
 
 /// The index as it grows: compressed at once, since a cluster may have millions of files.

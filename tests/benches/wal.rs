@@ -1,8 +1,9 @@
 //! WAL both ways: 64 segments that wait are archived, and 64 segments are replayed, beside other tools.
 //!
-//! `make bench-wal` runs it; `ROUNDS` is how often, and `PGBACKREST` another program than the one on the path. Ratios within one run are all that counts. "30 ms" is an S3 server
-//! behind a proxy that lets every request wait so long. Both work on the processors of what is measured, so their share is
-//! told, and beside it stands what they take for the objects alone.
+//! `make bench-wal` runs it; `ROUNDS` is how often, and `PGBACKREST` another program than the one on the path. Ratios
+//! within one run are all that counts. "30 ms" is an S3 server behind a proxy that lets every request wait so long. Both
+//! work on the processors of what is measured, so their share is told, and beside it stands what they take for the objects
+//! alone. A second table keeps them apart, as a store on another host would be: archiving has one processor, they another.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 
@@ -34,6 +35,7 @@ fn main() {
     let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     let bench = Bench::new();
     bench.archive(rounds);
+    bench.archive_beside_the_store(rounds);
     bench.replay(rounds);
 }
 
@@ -181,6 +183,37 @@ impl Bench {
         table.print();
     }
 
+    /// Archives with one processor, locally and to a store that has another.
+    fn archive_beside_the_store(&self, rounds: usize) {
+        let [ours, of_store] = ["0", "1"];
+        let own = std::process::id();
+        let all = succeed(Command::new("taskset").args(["-cp", &own.to_string()]));
+        let (_, all) = all.trim().rsplit_once(' ').expect("taskset ends with the processors");
+        let move_store = |processors: &str| {
+            for process in [self.s3.pid(), own] {
+                succeed(Command::new("taskset").args(["-acp", processors, &process.to_string()]));
+            }
+        };
+        move_store(of_store);
+        let mut table = Table::new("archiving with one processor, the store on another", "pgark, local");
+        let program = format!("taskset -c {ours} {}", self.programs.join("pgark-archive-command").display());
+        for round in 0..rounds {
+            println!("archive round {} of {rounds}, store apart", round + 1);
+            let (out, section) = self.local();
+            let command = format!("{program} --config {}", self.config("archive", &section).display());
+            table.add("pgark, local", self.ask_for_each(self.waiting(), &command, &out));
+            let bucket = self.s3.bucket_dir("backups");
+            let places = [("pgark, S3", self.s3.endpoint()), ("pgark, S3, 30 ms", self.proxy.endpoint())];
+            for (number, (variant, endpoint)) in places.into_iter().enumerate() {
+                let config = self.config("archive", &self.s3_at(&endpoint, &format!("apart-{round}-{number}")));
+                let command = format!("{program} --config {}", config.display());
+                table.add(variant, self.ask_for_each(self.waiting(), &command, &bucket));
+            }
+        }
+        move_store(all);
+        table.print();
+    }
+
     /// Says, when what it returns is called, what the S3 server and the proxy have taken of the processors since.
     fn tell_shares(&self, variant: &str) -> impl Fn() {
         let (server, own) = (self.s3.pid(), std::process::id());
@@ -305,7 +338,9 @@ fn objects(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { objects(&path) } else { vec![path] }).collect()
 }
 
-fn succeed(command: &mut Command) {
+/// Returns what it printed.
+fn succeed(command: &mut Command) -> String {
     let outcome = command.output().expect("the command starts");
     assert!(outcome.status.success(), "{command:?}: {}", String::from_utf8_lossy(&outcome.stderr));
+    String::from_utf8_lossy(&outcome.stdout).into_owned()
 }
