@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use jiff::Timestamp;
 use pgark_postgres::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 
@@ -166,12 +167,10 @@ impl ClusterRepository {
     /// # Errors
     /// When the store refuses or cannot be reached: then nothing is known.
     pub async fn has_wal_file(&self, name: &WalFileName) -> Result<bool> {
-        for key in self.wal_file_keys(name) {
-            if self.store().size(&key).await?.is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        // Who asks mostly expects neither.
+        let keys = self.wal_file_keys(name);
+        let sizes = try_join_all(keys.iter().map(|key| self.store().size(key))).await?;
+        Ok(sizes.iter().any(Option::is_some))
     }
 
     /// Under which keys a WAL file may be: in the form that is written here, and in the other one.

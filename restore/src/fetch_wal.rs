@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use pgark_command::data_directory_of_wal_file;
 use pgark_postgres::{SegmentHeader, SegmentName, SystemIdentifier, WalFileName, WalPageError};
 use pgark_repository::{ClusterRepository, ErrorKind, RepositoryError};
@@ -69,21 +70,19 @@ pub async fn fetch_wal(archive: &Archive, name: WalFileName, destination: &Path)
     let mut file_name = destination.file_name().unwrap_or_default().to_owned();
     file_name.push(format!(".pgark-{}", std::process::id()));
     let temporary = destination.with_file_name(file_name);
-    let mut found = fetch_first(archive, name, &temporary).await?;
-    // Only when nobody has the whole of it: pieces may end before it does.
-    if let (None, WalFileName::Segment(segment)) = (&found, name) {
-        found = assemble_into(archive, segment, temporary.clone()).await?;
-        if found.is_none() {
-            // Pieces go away when their segment is stored whole, and that may have happened just now.
-            found = fetch_first(archive, name, &temporary).await?;
+    let found = match fetch_first(archive, name, &temporary).await? {
+        Some(whole) => Some(whole),
+        None => {
+            // At once, since a server in recovery meets the end of the WAL several times.
+            let (found, proof) = tokio::join!(look_again(archive, name, &temporary), prove_that_all_are_there(archive));
+            let found = found?;
+            if found.is_none() {
+                proof?;
+            }
+            found
         }
-    }
-    let Some(whole) = found else {
-        for repository in archive.repositories() {
-            prove_that_it_is_there(repository).await?;
-        }
-        return Ok(Fetched::Absent);
     };
+    let Some(whole) = found else { return Ok(Fetched::Absent) };
     whole.publish(destination.to_path_buf()).await?;
     Ok(Fetched::InPlace)
 }
@@ -102,6 +101,23 @@ pub(crate) async fn fetch_first(
         fetch_into(repository, name, own.into()).await
     });
     fetched.await
+}
+
+/// What else can be had of a file that nobody has whole: pieces may end before it does.
+async fn look_again(archive: &Archive, name: WalFileName, temporary: &Path) -> Result<Option<WholeFile>, FetchError> {
+    let WalFileName::Segment(segment) = name else { return Ok(None) };
+    if let Some(assembled) = assemble_into(archive, segment, temporary.to_owned()).await? {
+        return Ok(Some(assembled));
+    }
+    // Pieces go away when their segment is stored whole, and that may have happened just now.
+    let is_there = archive.first(name, async |repository, _| {
+        let is_there = repository.has_wal_file(&name).await?;
+        Ok::<_, RepositoryError>(is_there.then_some(()))
+    });
+    match is_there.await? {
+        Some(()) => fetch_first(archive, name, temporary).await,
+        None => Ok(None),
+    }
 }
 
 /// Fetches a file under a temporary name; nothing, where the store states that it is absent.
@@ -199,13 +215,17 @@ pub fn system_identifier_of(destination: &Path) -> Result<SystemIdentifier, pgar
     Ok(pgark_command::read_control_file(&directory)?.system_identifier)
 }
 
+/// An absence counts only where each repository is really there.
+async fn prove_that_all_are_there(archive: &Archive) -> Result<(), FetchError> {
+    try_join_all(archive.repositories().map(prove_that_it_is_there)).await.map(drop)
+}
+
 /// Something else of this cluster must be there before a missing file means that it was never archived.
 async fn prove_that_it_is_there(repository: &ClusterRepository) -> Result<(), FetchError> {
-    for folder in [repository.keys().backups(), repository.keys().wal()] {
-        let (objects, folders) = repository.store().list_folder(&folder).await?;
-        if !objects.is_empty() || !folders.is_empty() {
-            return Ok(());
-        }
+    let folders = [repository.keys().backups(), repository.keys().wal()];
+    let listed = try_join_all(folders.iter().map(|folder| repository.store().list_folder(folder))).await?;
+    if listed.iter().any(|(objects, folders)| !objects.is_empty() || !folders.is_empty()) {
+        return Ok(());
     }
     Err(FetchError::EmptyRepository {
         repository: repository.name().to_owned(),

@@ -37,6 +37,8 @@ const MOST_BYTES: u64 = 512 << 20;
 
 /// Fetched at once: enough to hide the answers' delay, and no more than a server may miss.
 const AT_ONCE: usize = 8;
+/// Each one that is there allows one more: the server waits for the first, which would share the processor with all.
+const AT_ONCE_FIRST: usize = 2;
 
 /// How long the process that fetches ahead waits for the server to ask again, and how often it looks. A start, a new
 /// connection and the first answer take longer than a server needs for the segments that it has in store.
@@ -169,6 +171,7 @@ impl Prefetch {
             return Ok(());
         }
         let (mut given, mut given_at) = (None, Instant::now());
+        let mut at_once = AT_ONCE_FIRST;
         let mut under_way = BTreeSet::new();
         let mut fetches = FuturesOrdered::new();
         while let Some(last) = self.given_last(&lock) {
@@ -179,13 +182,14 @@ impl Prefetch {
             }
             let ready: Vec<SegmentName> = self.ready().map(|(segment, ..)| segment).collect();
             wanted.retain(|segment| !ready.contains(segment) && !under_way.contains(segment));
-            for segment in wanted.into_iter().take(AT_ONCE.saturating_sub(under_way.len())) {
+            for segment in wanted.into_iter().take(at_once.saturating_sub(under_way.len())) {
                 under_way.insert(segment);
                 fetches.push_back(async move { (segment, self.fetch(archive, segment).await) });
             }
             tokio::select! {
                 Some((segment, fetched)) = fetches.next() => {
                     under_way.remove(&segment);
+                    at_once = AT_ONCE.min(at_once + 1);
                     if !fetched? {
                         break;
                     }

@@ -142,8 +142,10 @@ impl Bench {
         archive_with(&format!("{} %p", shell_command(command)));
     }
 
-    /// What is stored is what the repository has more.
+    /// What is stored is what the repository has more. Nobody takes two backups within a second, in which the second
+    /// one would wait for the next second, since its id tells the time.
     fn measure(&self, command: &mut Command, repository: &Path) -> Measurement {
+        std::thread::sleep(Duration::from_secs(1));
         let stored = || {
             let bytes = bash(repository, "du -sb . | cut -f1").succeed().stdout;
             bytes.trim().parse::<u64>().expect("du prints a number")

@@ -17,7 +17,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
-use harness::{Action, Fault, FaultProxy, PostgresServer, S3Server, TempDir, TestUser, Trigger, s3_repository};
+use harness::{
+    Action, Fault, FaultProxy, PostgresServer, S3Server, TempDir, TestUser, Trigger, s3_repository, wait_until,
+};
 use measure::{Measurement, Table, measure, own_cpu};
 use object_store::ObjectStoreExt;
 use object_store::aws::AmazonS3Builder;
@@ -25,6 +27,7 @@ use pgbackrest::{PgBackRest, shell_command};
 
 const SEGMENTS: usize = 64;
 const DELAY: Duration = Duration::from_millis(30);
+const REPLAY_LIMIT: Duration = Duration::from_secs(120);
 
 fn main() {
     // `cargo test --benches` calls it too; the figures of a build without optimisation would mean nothing.
@@ -275,6 +278,8 @@ impl Bench {
             .setting("shared_buffers", "512MB")
             .setting("archive_mode", "off")
             .start_restored(&target);
+        // Asking the server again and again would take a processor's share that what fetches ahead needs.
+        wait_until("the end of replay", REPLAY_LIMIT, || server.log().contains("redo done at").then_some(()));
         server.wait_until_promoted();
         let log = server.log();
         let line =
