@@ -73,16 +73,28 @@ pub(crate) async fn reachable(catalogue: &Catalogue, archive: &Archive) -> Vec<R
 }
 
 /// The plans of each window, that of the oldest backup first. Plans that end in the same place share one.
+///
+/// A way that ends before its timeline begins is a window of the timelines before it. Only where it ends at a gap that
+/// no other way has, as it does when the first segment of a timeline was lost, it is one of its own.
 pub(crate) fn windows(catalogue: &Catalogue) -> Vec<Vec<RestorePlan>> {
     let mut windows: BTreeMap<(TimelineId, Lsn), Vec<RestorePlan>> = BTreeMap::new();
+    let mut end_at_gaps = Vec::new();
     for timeline in catalogue.histories.keys() {
         for backup in &catalogue.backups.finished {
-            // A refusal says that this backup does not lead there; one that ends before the timeline begins, neither.
-            if let Ok(plan) = plan_without_target(catalogue, backup, *timeline)
-                && plan.path.last().is_some_and(|step| step.begin < plan.reachable)
-            {
+            // A refusal says that this backup does not lead there.
+            let Ok(plan) = plan_without_target(catalogue, backup, *timeline) else { continue };
+            if plan.path.last().is_some_and(|step| step.begin < plan.reachable) {
                 windows.entry((*timeline, plan.reachable)).or_default().push(plan);
+            } else if plan.behind_gap.is_some() {
+                end_at_gaps.push(plan);
             }
+        }
+    }
+    let named = windows.values().flatten().filter_map(|plan| Some((plan.gap()?, plan.timeline)));
+    let mut named: BTreeMap<SegmentName, TimelineId> = named.collect();
+    for plan in end_at_gaps {
+        if *named.entry(plan.missing).or_insert(plan.timeline) == plan.timeline {
+            windows.entry((plan.timeline, plan.reachable)).or_default().push(plan);
         }
     }
     let mut windows: Vec<_> = windows.into_values().collect();

@@ -144,6 +144,24 @@ fn c13_every_injury_of_a_history_and_of_a_piece_is_found_and_named() {
     }
 }
 
+#[test]
+fn a37_the_lost_end_of_a_timeline_that_was_left_is_named() {
+    let cluster = DamagedCluster::start();
+    let [_, last] = &cluster.segments;
+    let stored = cluster.wal_object("plain", last);
+    let listed = Injury::Delete.with(&stored, || {
+        let (code, report, said) = verify(&cluster, "plain", &["--quick"]);
+        assert_eq!(code, 4, "{report} {said}");
+        let faults = report["faults"].as_array().unwrap();
+        assert!(faults.iter().all(|fault| fault["object"] == **last), "{report}");
+        // Nothing else is archived of this timeline: that there was more, its successor's history knows.
+        let known_from_history = |reason: &str| reason.contains("only at");
+        assert!(faults.iter().any(|fault| known_from_history(fault["reason"].as_str().unwrap())), "{report}");
+        cluster.site.restore().args(["--repository", "plain", "list"]).succeed().stdout
+    });
+    assert!(listed.contains(&format!("{last} is missing")), "{listed}");
+}
+
 /// Stores the beginning of the segment that the server is writing as two pieces; returns its name.
 fn store_pieces(cluster: &DamagedCluster, repository: &str) -> String {
     let server = cluster.site.server();

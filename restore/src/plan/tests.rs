@@ -463,4 +463,11 @@ fn a37_a_timeline_that_was_left_far_behind_what_is_archived_of_it_has_a_gap() {
     assert!(refused.to_string().contains("only at 0/9100000"), "{refused}");
     // What is left of the segment is in the first one of the next timeline.
     assert_eq!(gaps(&left_at(lsn(6, MIB)).wal(2, 6..=9)), [(1, None), (2, None)]);
+    // When that one is lost, the first timeline's window does not tell; when it is only not archived yet, nothing is lost.
+    let named = [(1, None), (2, Some(segment(2, 6)))];
+    assert_eq!(gaps(&left_at(lsn(6, MIB)).wal(2, 7..=9)), named);
+    assert_eq!(gaps(&left_at(lsn(6, MIB))), [(1, None)]);
+    // Timelines that come after it do not repeat it.
+    let all_of_the_second = left_at(lsn(6, MIB)).history(3, &[(1, lsn(6, MIB)), (2, lsn(7, MIB))]).wal(3, 7..=9);
+    assert_eq!(gaps(&all_of_the_second), named);
 }
