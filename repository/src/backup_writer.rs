@@ -460,8 +460,7 @@ async fn claim(targets: &BackupTargets, origin: &Origin, host: String, written_b
 
 /// How long a second lasts still, and a moment more.
 fn until_next_second(time: Timestamp) -> Duration {
-    let nanoseconds = time.subsec_nanosecond().rem_euclid(1_000_000_000).unsigned_abs();
-    Duration::from_millis(1_005) - Duration::from_nanos(u64::from(nanoseconds))
+    Duration::from_millis(1_005) - Duration::from_nanos(time.subsec_nanosecond().unsigned_abs().into())
 }
 
 /// The index as it grows: compressed at once, since a cluster may have millions of files.

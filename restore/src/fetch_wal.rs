@@ -70,19 +70,17 @@ pub async fn fetch_wal(archive: &Archive, name: WalFileName, destination: &Path)
     let mut file_name = destination.file_name().unwrap_or_default().to_owned();
     file_name.push(format!(".pgark-{}", std::process::id()));
     let temporary = destination.with_file_name(file_name);
-    let found = match fetch_first(archive, name, &temporary).await? {
-        Some(whole) => Some(whole),
+    let whole = match fetch_first(archive, name, &temporary).await? {
+        Some(whole) => whole,
         None => {
             // At once, since a server in recovery meets the end of the WAL several times.
             let (found, proof) = tokio::join!(look_again(archive, name, &temporary), prove_that_all_are_there(archive));
-            let found = found?;
-            if found.is_none() {
-                proof?;
+            match found? {
+                Some(whole) => whole,
+                None => return proof.map(|()| Fetched::Absent),
             }
-            found
         }
     };
-    let Some(whole) = found else { return Ok(Fetched::Absent) };
     whole.publish(destination.to_path_buf()).await?;
     Ok(Fetched::InPlace)
 }

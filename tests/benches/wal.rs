@@ -155,26 +155,32 @@ impl Bench {
         measure(Command::new("sh").arg("-c").arg(script), None, out)
     }
 
+    /// Archives what waits with the repository of `section`.
+    fn archive_with(&self, program: &str, section: &str, out: &Path) -> Measurement {
+        let command = format!("{program} --config {}", self.config("archive", section).display());
+        self.ask_for_each(self.waiting(), &command, out)
+    }
+
+    fn s3_variants(&self) -> [(&'static str, String); 2] {
+        [("pgark, S3", self.s3.endpoint()), ("pgark, S3, 30 ms", self.proxy.endpoint())]
+    }
+
     fn archive(&self, rounds: usize) {
         let mut table = Table::new("archiving 64 segments that wait, zstd 1", "pgark, local");
         let program = self.programs.join("pgark-archive-command").display().to_string();
         for round in 0..rounds {
             println!("archive round {} of {rounds}", round + 1);
             let (out, section) = self.local();
-            let command = format!("{program} --config {}", self.config("archive", &section).display());
-            table.add("pgark, local", self.ask_for_each(self.waiting(), &command, &out));
+            table.add("pgark, local", self.archive_with(&program, &section, &out));
             self.put(&objects(&out), &format!("only-{round}"));
             let (out, section) = self.local();
-            let config = self.config("archive", &format!("{section}[archive]\nahead = 1\n"));
-            let command = format!("{program} --config {}", config.display());
-            table.add("pgark, local, ahead = 1", self.ask_for_each(self.waiting(), &command, &out));
+            let section = format!("{section}[archive]\nahead = 1\n");
+            table.add("pgark, local, ahead = 1", self.archive_with(&program, &section, &out));
             let bucket = self.s3.bucket_dir("backups");
-            let places = [("pgark, S3", self.s3.endpoint()), ("pgark, S3, 30 ms", self.proxy.endpoint())];
-            for (number, (variant, endpoint)) in places.into_iter().enumerate() {
-                let config = self.config("archive", &self.s3_at(&endpoint, &format!("round-{round}-{number}")));
-                let command = format!("{program} --config {}", config.display());
+            for (number, (variant, endpoint)) in self.s3_variants().into_iter().enumerate() {
+                let section = self.s3_at(&endpoint, &format!("round-{round}-{number}"));
                 let shares = self.tell_shares(variant);
-                table.add(variant, self.ask_for_each(self.waiting(), &command, &bucket));
+                table.add(variant, self.archive_with(&program, &section, &bucket));
                 shares();
             }
             if let Some(peer) = &self.peer {
@@ -203,14 +209,11 @@ impl Bench {
         for round in 0..rounds {
             println!("archive round {} of {rounds}, store apart", round + 1);
             let (out, section) = self.local();
-            let command = format!("{program} --config {}", self.config("archive", &section).display());
-            table.add("pgark, local", self.ask_for_each(self.waiting(), &command, &out));
+            table.add("pgark, local", self.archive_with(&program, &section, &out));
             let bucket = self.s3.bucket_dir("backups");
-            let places = [("pgark, S3", self.s3.endpoint()), ("pgark, S3, 30 ms", self.proxy.endpoint())];
-            for (number, (variant, endpoint)) in places.into_iter().enumerate() {
-                let config = self.config("archive", &self.s3_at(&endpoint, &format!("apart-{round}-{number}")));
-                let command = format!("{program} --config {}", config.display());
-                table.add(variant, self.ask_for_each(self.waiting(), &command, &bucket));
+            for (number, (variant, endpoint)) in self.s3_variants().into_iter().enumerate() {
+                let section = self.s3_at(&endpoint, &format!("apart-{round}-{number}"));
+                table.add(variant, self.archive_with(&program, &section, &bucket));
             }
         }
         move_store(all);
