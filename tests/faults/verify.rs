@@ -1,5 +1,8 @@
 //! `verify`: says ok of what is whole, and finds and names whatever was done to a stored object.
 
+use std::fs;
+use std::time::{Duration, SystemTime};
+
 use harness::TestUser;
 use pgark_repository::{PreparedPiece, Repository, RepositoryOptions, WalCompressor, WalPiece};
 use serde_json::Value;
@@ -162,12 +165,45 @@ fn a37_the_lost_end_of_a_timeline_that_was_left_is_named() {
     assert!(listed.contains(&format!("{last} is missing")), "{listed}");
 }
 
+/// Behind a backup that is kept for itself WAL is missing since nobody wants it; `verify` must not take a loss for that.
+#[test]
+fn d11_a_segment_that_is_lost_behind_a_backups_own_wal_is_told_from_expired_ones() {
+    let site = Site::start();
+    site.backup();
+    site.archive_segment();
+    let second = site.backup();
+    let lost = site.archive_segment();
+    site.archive_segment();
+    site.backup();
+    // Behind what was stored in the last minute, what is missing may still come.
+    for name in site.files().with(&["/wal/"]) {
+        let file = fs::File::open(site.files().path(&name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(120)).unwrap();
+    }
+    let verify = || site.restore().args(["verify", "--quick"]);
+    verify().succeed();
+
+    let file = site.files().path(&site.files().one(&["/wal/", &lost]));
+    let aside = site.dir().join("aside");
+    fs::rename(&file, &aside).unwrap();
+    for verify in [verify(), verify().arg(&second)] {
+        let found = verify.fail_with(4).stdout;
+        assert!(found.contains(&lost) && found.contains("it is missing"), "{found}");
+    }
+    fs::rename(&aside, &file).unwrap();
+
+    site.agent().args(["hold", &second, "--reason", "audit"]).succeed();
+    site.agent().env("PGARK_RETENTION_FULL", "1").arg("expire").succeed();
+    assert!(!file.exists() && site.files().committed().contains(&second));
+    verify().succeed();
+}
+
 /// Stores the beginning of the segment that the server is writing as two pieces; returns its name.
 fn store_pieces(cluster: &DamagedCluster, repository: &str) -> String {
     let server = cluster.site.server();
     server.psql("CREATE TABLE IF NOT EXISTS pieces (i int); INSERT INTO pieces SELECT generate_series(1, 5000)");
     let name = server.psql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
-    let raw = std::fs::read(server.data_dir().join("pg_wal").join(&name)).unwrap();
+    let raw = fs::read(server.data_dir().join("pg_wal").join(&name)).unwrap();
     let recipients = if repository == "sealed" { vec![PUBLIC_KEY.to_owned()] } else { Vec::new() };
     let url = format!("file://{}", cluster.site.dir().join(repository).display());
     let options = RepositoryOptions { name: repository.to_owned(), url, recipients, ..RepositoryOptions::default() };
@@ -192,10 +228,10 @@ fn b24_damaged_pages_of_the_source_are_found_and_named() {
     let path = site.server().psql("SELECT pg_relation_filepath('t')");
     let file = site.server().data_dir().join(&path);
     site.server_mut().stop_fast();
-    let mut bytes = std::fs::read(&file).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
     // One bit in a row of the third page.
     bytes[3 * 8192 - 20] ^= 4;
-    std::fs::write(&file, bytes).unwrap();
+    fs::write(&file, bytes).unwrap();
     site.server_mut().start();
     site.start_backup().fail_with(5);
     let outcome = site.restore().args(["verify", "--json"]).fail_with(4);
@@ -275,7 +311,7 @@ fn c13_b21_every_injury_of_the_wal_is_found_and_named() {
 #[test]
 fn without_a_key_only_what_is_stored_is_verified_and_an_unknown_id_is_refused() {
     let cluster = DamagedCluster::start();
-    let config = std::fs::read_to_string(cluster.site.config()).unwrap();
+    let config = fs::read_to_string(cluster.site.config()).unwrap();
     let without_key: String =
         config.lines().filter(|line| !line.contains("identity_file")).map(|l| format!("{l}\n")).collect();
     let config = cluster.site.dir().write("without-key.toml", without_key);

@@ -114,17 +114,18 @@ impl Expiry {
     }
 
     async fn delete_wal(&self, outcome: &mut Outcome) -> Result<()> {
-        // The first of each stretch goes first: a gap that begins behind a backup's own WAL is known for what it is.
+        // The first of each stretch goes first, and the oldest of those: a gap that begins behind a backup's own WAL, with
+        // nothing but such before it, is known for what it is.
         let stretches = self.plan.wal_stretches();
         let is_first = |segment: &SegmentName| stretches.iter().any(|stretch| stretch.first == *segment);
         let doomed = self.stored.wal.iter().filter(|(segment, _)| self.plan.deletes(segment));
         let (first, rest): (Vec<_>, Vec<_>) = doomed.partition(|(segment, _)| is_first(segment));
-        for doomed in [first, rest] {
+        for (doomed, at_once) in [(first, 1), (rest, DELETE_AT_ONCE)] {
             let objects = doomed.into_iter().flat_map(|(_, objects)| objects);
             let objects: Vec<_> = objects.map(|object| (object.key.clone(), object.size)).collect();
             let before = outcome.locked.len();
             let count = objects.len();
-            self.delete_objects(objects, outcome).await?;
+            self.delete_objects(objects, at_once, outcome).await?;
             outcome.wal_objects += (count + before - outcome.locked.len()) as u64;
         }
         Ok(())
@@ -149,7 +150,7 @@ impl Expiry {
         let objects = self.stored.backups.get(id).into_iter().flatten().map(|object| (object.key.clone(), object.size));
         let (gone, rest): (Vec<_>, Vec<_>) = objects.partition(|(key, _)| *key == mark || *key == claim);
         outcome.freed_bytes += gone.iter().map(|(_, size)| size).sum::<u64>();
-        self.delete_objects(rest, outcome).await?;
+        self.delete_objects(rest, DELETE_AT_ONCE, outcome).await?;
         self.place.store().remove_empty_folders(&keys.backup_folder(id), std::time::Duration::ZERO).await
     }
 
@@ -170,15 +171,20 @@ impl Expiry {
         Ok(true)
     }
 
-    /// Deletes objects side by side. The first failure ends it.
-    async fn delete_objects(&self, objects: Vec<(ObjectKey, u64)>, outcome: &mut Outcome) -> Result<()> {
+    /// Deletes objects, so many side by side. The first failure ends it.
+    async fn delete_objects(
+        &self,
+        objects: Vec<(ObjectKey, u64)>,
+        at_once: usize,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
         let store = self.place.store();
         let mut deletions =
             stream::iter(objects)
                 .map(|(key, size)| async move {
                     store.delete_unless_locked(&key).await.map(|deletion| (key, size, deletion))
                 })
-                .buffer_unordered(DELETE_AT_ONCE);
+                .buffer_unordered(at_once);
         while let Some(deleted) = deletions.next().await {
             match deleted? {
                 (_, size, Deletion::Done) => outcome.freed_bytes += size,

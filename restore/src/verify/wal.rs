@@ -22,6 +22,8 @@ const AHEAD: usize = 2;
 pub(super) struct Ways {
     ways: Vec<RestorePlan>,
     served: BTreeSet<String>,
+    /// Segments that are missing since they were expired.
+    expired: BTreeSet<SegmentName>,
     /// Segments that are there in pieces.
     open: BTreeSet<SegmentName>,
 }
@@ -37,8 +39,12 @@ pub(super) struct Needed {
 impl Ways {
     pub(super) fn new(catalogue: &Catalogue, backups: &[&Backup]) -> Self {
         let open = catalogue.wal.open.keys().copied().collect();
-        let mut found = Self { ways: Vec::new(), served: BTreeSet::new(), open };
+        let mut found = Self { ways: Vec::new(), served: BTreeSet::new(), expired: BTreeSet::new(), open };
         for mut plans in windows(catalogue) {
+            // The longest way to this end shows most, whichever backups were chosen.
+            found
+                .expired
+                .extend(plans.first().filter(|plan| is_left_by_expiry(plan, catalogue)).map(|plan| plan.missing));
             plans.retain(|plan| backups.iter().any(|backup| backup.id == plan.backup.id));
             found.served.extend(plans.iter().map(|plan| plan.backup.id.to_string()));
             found.ways.extend(plans.into_iter().next());
@@ -97,7 +103,7 @@ pub(super) fn verify_lists(
         if let Some((segment, (from, to))) = holes.next() {
             let name = format!("{segment}.partial/{from:08X}-…");
             findings.add(wal_fault(plan, segment, name, format!("its bytes {from} to {to} are missing"), true));
-        } else if let Some(behind) = plan.behind_gap.filter(|_| !is_left_by_expiry(plan, catalogue)) {
+        } else if let Some(behind) = plan.behind_gap.filter(|_| !ways.expired.contains(&plan.missing)) {
             let name = WalFileName::Segment(plan.missing).to_string();
             let reason = format!("it {}", what_is_missing(plan.missing, behind));
             findings.add(wal_fault(plan, plan.missing, name, reason, true));
@@ -127,13 +133,22 @@ pub(super) fn verify_lists(
 }
 
 /// Whether a gap is what expiry leaves behind a backup that is kept for itself: it begins right behind the backup's own
-/// WAL, and a later backup serves what comes after it.
+/// WAL, a later backup serves what comes after it, and what comes before it are other backups' own segments only. Expiry
+/// deletes the oldest first, so it never leaves others there.
 fn is_left_by_expiry(plan: &RestorePlan, catalogue: &Catalogue) -> bool {
     let backups = &catalogue.backups.finished;
+    let size = plan.segment_size;
+    let is_own = |segment: SegmentName| {
+        backups.iter().any(|backup| {
+            (backup.timeline..=backup.stop_timeline).contains(&segment.timeline)
+                && (backup.wal.first.number(size)..=backup.wal.last.number(size)).contains(&segment.number(size))
+        })
+    };
     let ends_here = |backup: &Backup| plan.segments.last().is_some_and(|last| last.name == backup.wal.last);
-    let begins_later =
-        |backup: &Backup| backup.wal.first.number(plan.segment_size) > plan.missing.number(plan.segment_size);
-    backups.iter().any(ends_here) && backups.iter().any(begins_later)
+    let begins_later = |backup: &Backup| backup.wal.first.number(size) > plan.missing.number(size);
+    backups.iter().any(ends_here)
+        && backups.iter().any(begins_later)
+        && plan.segments.iter().all(|segment| is_own(segment.name))
 }
 
 /// Reads segments, and follows their records from each to the next.
