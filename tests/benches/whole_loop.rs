@@ -5,12 +5,14 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 
+mod cluster;
 mod measure;
 mod pgbackrest;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use cluster::create_small_tables;
 use harness::{PostgresServer, TempDir, TestUser, from_environment};
 use measure::{Measurement, Table, measure};
 use pgbackrest::PgBackRest;
@@ -57,12 +59,7 @@ impl Bench {
             "CREATE TABLE poor AS SELECT n, string_agg(md5(random()::text || n || m), '') AS noise \
              FROM generate_series(1, {rows}) n, generate_series(1, 62) m WHERE n <= {rows} / 2 GROUP BY n"
         ));
-        let tables = u64::from(scale) * 2000 / 150;
-        server.psql(&format!(
-            "DO $$ BEGIN FOR n IN 1..{tables} LOOP EXECUTE format('CREATE TABLE small_%s (id int PRIMARY KEY, name text)', n); \
-             EXECUTE format('INSERT INTO small_%s SELECT m, md5(m::text) FROM generate_series(1, 100) m', n); COMMIT; \
-             END LOOP; END $$"
-        ));
+        create_small_tables(&server, scale * 2000 / 150);
         server.psql("CHECKPOINT");
         server.wait_until_ready();
         let dir = TempDir::for_test_user("bench");
