@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use pgark_postgres::{Lsn, SegmentName, SystemIdentifier, TimelineId};
+use pgark_postgres::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -105,6 +105,20 @@ impl Backup {
     #[must_use]
     pub fn files_left_out(&self) -> Vec<&str> {
         self.server.files_left_out(self.included.iter().map(|included| included.directory.as_str()))
+    }
+
+    /// The size of the segments of its WAL; the default one where `backup.json` says none that PostgreSQL has.
+    pub(crate) fn segment_size(&self) -> SegmentSize {
+        SegmentSize::new(self.server.wal_segment_size.into()).unwrap_or(SegmentSize::DEFAULT)
+    }
+
+    /// Whether the segment is of its own WAL, between its start and its stop, which makes it consistent. This is
+    /// all that expiry leaves behind a backup that is kept for itself.
+    #[must_use]
+    pub fn has_own_segment(&self, segment: &SegmentName) -> bool {
+        let size = self.segment_size();
+        (self.timeline..=self.stop_timeline).contains(&segment.timeline)
+            && (self.wal.first.number(size)..=self.wal.last.number(size)).contains(&segment.number(size))
     }
 
     /// The backup that the server sent, with the SHA-256 of its manifest: for what is known of it outside of the

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use pgark_postgres::{SegmentName, SegmentSize, TimelineId};
+use pgark_postgres::{SegmentName, TimelineId};
 
 pub use self::reason::{KeepReason, LeftoverFate, Refusal, WalReason};
 
@@ -320,7 +320,7 @@ impl<'c> Stock<'c> {
         if backup.damaged_pages.is_some() {
             return Some("the source had damaged pages".to_owned());
         }
-        let size = segment_size(backup);
+        let size = backup.segment_size();
         let is_whole = |timeline: u32, number: u64| {
             let name = TimelineId::new(timeline).map(|timeline| SegmentName::from_number(timeline, number, size));
             name.and_then(|name| self.contents.wal.get(&name)).is_some_and(|segment| segment.is_whole)
@@ -400,18 +400,11 @@ impl<'c> Stock<'c> {
     where
         'c: 'i,
     {
-        let is_inside = |backup: &Backup| {
-            let size = segment_size(backup);
-            (backup.timeline..=backup.stop_timeline).contains(&name.timeline)
-                && (backup.wal.first.number(size)..=backup.wal.last.number(size)).contains(&name.number(size))
-        };
         let mut backups = ids.filter_map(|id| self.by_id.get(*id)).map(|stored| &stored.backup);
-        backups.find(|backup| is_inside(backup)).map(|backup| WalReason::Consistency { id: backup.id.clone() })
+        backups
+            .find(|backup| backup.has_own_segment(name))
+            .map(|backup| WalReason::Consistency { id: backup.id.clone() })
     }
-}
-
-fn segment_size(backup: &Backup) -> SegmentSize {
-    SegmentSize::new(backup.server.wal_segment_size.into()).unwrap_or(SegmentSize::DEFAULT)
 }
 
 fn before(time: Timestamp, by: Duration) -> Timestamp {

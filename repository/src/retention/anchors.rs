@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use pgark_postgres::{Lsn, SegmentName, TimelineId};
 
-use super::{CLOCK_TOLERANCE, Stock, before, segment_size};
+use super::{CLOCK_TOLERANCE, Stock, before};
 use crate::backup::Backup;
 use crate::backup_id::BackupId;
 
@@ -74,7 +74,7 @@ impl<'c> Anchors<'c> {
     /// Whether the segment is needed.
     pub(super) fn need(&self, name: &SegmentName) -> bool {
         let is_behind = |anchor: &&Backup| {
-            let size = segment_size(anchor);
+            let size = anchor.segment_size();
             name.timeline >= anchor.timeline && name.number(size) >= anchor.wal.first.number(size)
         };
         self.backups.iter().any(is_behind) || self.whole.contains(&name.timeline)
@@ -155,7 +155,7 @@ impl<'s, 'c> Search<'s, 'c> {
 
     /// Where a timeline began: in its lowest segment.
     fn begin_of(&self, timeline: TimelineId) -> Option<Limit> {
-        let size = self.stock.countable.first().map(|backup| segment_size(backup))?;
+        let size = self.stock.countable.first().map(|backup| backup.segment_size())?;
         let first = self.stock.contents.wal.keys().find(|name| name.timeline == timeline)?;
         Some(Limit { sure: first.start(size), possible: first.end(size) })
     }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use pgark_postgres::SegmentSize;
+
 use super::*;
 use crate::backup::Consolidated;
 use crate::backup_id::BackupKind;

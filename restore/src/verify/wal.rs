@@ -42,9 +42,9 @@ impl Ways {
         let mut found = Self { ways: Vec::new(), served: BTreeSet::new(), expired: BTreeSet::new(), open };
         for mut plans in windows(catalogue) {
             // The longest way to this end shows most, whichever backups were chosen.
-            found
-                .expired
-                .extend(plans.first().filter(|plan| is_left_by_expiry(plan, catalogue)).map(|plan| plan.missing));
+            if let Some(longest) = plans.first().filter(|plan| is_left_by_expiry(plan, catalogue)) {
+                found.expired.insert(longest.missing);
+            }
             plans.retain(|plan| backups.iter().any(|backup| backup.id == plan.backup.id));
             found.served.extend(plans.iter().map(|plan| plan.backup.id.to_string()));
             found.ways.extend(plans.into_iter().next());
@@ -138,17 +138,12 @@ pub(super) fn verify_lists(
 fn is_left_by_expiry(plan: &RestorePlan, catalogue: &Catalogue) -> bool {
     let backups = &catalogue.backups.finished;
     let size = plan.segment_size;
-    let is_own = |segment: SegmentName| {
-        backups.iter().any(|backup| {
-            (backup.timeline..=backup.stop_timeline).contains(&segment.timeline)
-                && (backup.wal.first.number(size)..=backup.wal.last.number(size)).contains(&segment.number(size))
-        })
-    };
+    let is_own = |segment: &SegmentName| backups.iter().any(|backup| backup.has_own_segment(segment));
     let ends_here = |backup: &Backup| plan.segments.last().is_some_and(|last| last.name == backup.wal.last);
     let begins_later = |backup: &Backup| backup.wal.first.number(size) > plan.missing.number(size);
     backups.iter().any(ends_here)
         && backups.iter().any(begins_later)
-        && plan.segments.iter().all(|segment| is_own(segment.name))
+        && plan.segments.iter().all(|segment| is_own(&segment.name))
 }
 
 /// Reads segments, and follows their records from each to the next.
